@@ -1,0 +1,79 @@
+"""Which requests form each mini-batch: tokens spread evenly, since the largest one sizes the slots."""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pulp
+
+Lengths = tuple[int, int]
+"""(peak blocks, generation length) of one request."""
+GOOD_ENOUGH = 0.002
+MAX_CLASSES = 24
+SOLVE_LIMIT_S = 1.0
+
+
+def compose(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Request numbers of each of `count` mini-batches, for requests of `sizes` peak blocks.
+
+    Equal requests are dealt evenly. Others go longest first into the emptiest mini-batch; when that leaves the
+    fullest above the mean, an ILP over interchangeable requests tries to level it.
+    """
+    if len(set(sizes)) == 1:
+        cuts = [i * len(sizes) // count for i in range(count + 1)]
+        return [list(range(a, b)) for a, b in pairwise(cuts)]
+    bins = _longest_first(sizes, count)
+    fullest = max(sum(sizes[r] for r in members) for members in bins)
+    floor = max(-(-sum(sizes) // count), *sizes)
+    classes = len(set(sizes))
+    if fullest > floor * (1 + GOOD_ENOUGH) and classes <= MAX_CLASSES:
+        better = _level(sizes, count, bins)
+        if better and max(sum(sizes[r] for r in members) for members in better) < fullest:
+            bins = better
+    return [sorted(members) for members in bins]
+
+
+def _longest_first(sizes: Sequence[int], count: int) -> list[list[int]]:
+    heap: list[tuple[int, int, int]] = [(0, 0, b) for b in range(count)]
+    bins: list[list[int]] = [[] for _ in range(count)]
+    for request in sorted(range(len(sizes)), key=lambda r: (-sizes[r], r)):
+        load, members, b = heapq.heappop(heap)
+        bins[b].append(request)
+        heapq.heappush(heap, (load + sizes[request], members + 1, b))
+    return bins
+
+
+def _level(sizes: Sequence[int], count: int, start: list[list[int]]) -> list[list[int]] | None:
+    """min z; z >= load[b]; sum_b y[c,b] = requests of class c; load[b] >= load[b+1] (mini-batches are alike)."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for request, size in enumerate(sizes):
+        members[size].append(request)
+    problem = pulp.LpProblem("composition", pulp.LpMinimize)
+    y = {
+        (c, b): pulp.LpVariable(f"y_{c}_{b}", 0, len(group), pulp.LpInteger)
+        for c, group in members.items() for b in range(count)
+    }  # fmt: skip
+    fullest = pulp.LpVariable("fullest", 0)
+    problem += fullest
+    loads = [pulp.lpSum(y[c, b] * c for c in members) for b in range(count)]
+    for c, group in members.items():
+        problem += pulp.lpSum(y[c, b] for b in range(count)) == len(group)
+    for b in range(count):
+        problem += fullest >= loads[b]
+        problem += pulp.lpSum(y[c, b] for c in members) >= 1
+        if b:
+            problem += loads[b - 1] >= loads[b]
+    ordered = sorted(start, key=lambda bin_: -sum(sizes[r] for r in bin_))
+    for b, bin_ in enumerate(ordered):
+        for c in members:
+            y[c, b].setInitialValue(sum(sizes[r] == c for r in bin_))
+    problem.solve(pulp.HiGHS(msg=False, gapRel=GOOD_ENOUGH, timeLimit=SOLVE_LIMIT_S, threads=1))
+    values = {key: variable.varValue for key, variable in y.items()}
+    if any(v is None for v in values.values()):
+        return None
+    left = {c: list(group) for c, group in members.items()}
+    bins = [[left[c].pop(0) for c in members for _ in range(round(values[c, b] or 0))] for b in range(count)]
+    return bins if not any(left.values()) and all(bins) else None

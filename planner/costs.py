@@ -1,0 +1,133 @@
+"""What each operation of the schedule costs. One small method per operation; `OpCost` adds up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from planner.forms import BLOCK_TOKENS
+from planner.hardware import HardwareProfile
+from planner.model import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class OpCost:
+    """Additive: seconds on the operation's stream, and the work done in them."""
+
+    seconds: float = 0.0
+    flops: float = 0.0
+    memory_bytes: float = 0.0
+    """Read plus written in device memory."""
+
+    def __add__(self, other: OpCost) -> OpCost:
+        return OpCost(self.seconds + other.seconds, self.flops + other.flops, self.memory_bytes + other.memory_bytes)
+
+
+class CostModel:
+    """Times of the operations of `model` on `hardware`. Pure functions of their arguments, cached."""
+
+    def __init__(self, hardware: HardwareProfile, model: ModelSpec) -> None:
+        self.hardware, self.model = hardware, model
+        hardware.gpu.gemm_curve(model.dtype)  # refuse early, with a message, a dtype without a rate
+        self.rebuild = lru_cache(maxsize=None)(self._rebuild)
+        self.decode_forward = lru_cache(maxsize=None)(self._decode_forward)
+        self.prefill_forward = lru_cache(maxsize=None)(self._prefill_forward)
+        self.sample = lru_cache(maxsize=None)(self._sample)
+        self.projections = lru_cache(maxsize=None)(self._projections)
+
+    # ---- link ------------------------------------------------------------------------------------
+
+    def h2d(self, nbytes: float) -> float:
+        """Seconds on the link for one transfer to the GPU."""
+        return self.hardware.link.h2d_time(nbytes)
+
+    def d2h(self, nbytes: float) -> float:
+        """Seconds on the link for one transfer to the host."""
+        return self.hardware.link.d2h_time(nbytes)
+
+    # ---- compute, per layer ----------------------------------------------------------------------
+
+    def _rebuild(self, blocks: int) -> OpCost:
+        """[K V] = A [W_K W_V] for `blocks` blocks: 4 d d_kv FLOP a token (facts, section 2)."""
+        if not blocks:
+            return OpCost()
+        rows = blocks * BLOCK_TOKENS
+        return self._gemm(rows, self.model.hidden, 2 * self.model.d_kv) + self._overhead()
+
+    def _decode_forward(self, rows: int, cached_tokens: int) -> OpCost:
+        """One layer for `rows` new tokens that attend to `cached_tokens` cached ones in all."""
+        return self.projections(rows) + self.decode_attention(cached_tokens) + self._overhead()
+
+    def decode_attention(self, cached_tokens: int) -> OpCost:
+        """Reading K and V of every cached token once."""
+        if not cached_tokens:
+            return OpCost()
+        kv_bytes = cached_tokens * self.model.kv_bytes_per_token_layer
+        seconds = self.hardware.gpu.decode_attention_time(kv_bytes, cached_tokens)
+        flops = 4.0 * cached_tokens * self.model.heads * self.model.head_dim
+        return OpCost(seconds, flops, kv_bytes)
+
+    def _prefill_forward(self, prompts: tuple[int, ...]) -> OpCost:
+        """One layer over whole prompts of the given lengths, causal attention included."""
+        cost = self.projections(sum(prompts)) + self._overhead()
+        for tokens in prompts:
+            cost += self.prefill_attention(tokens)
+        return cost
+
+    def prefill_attention(self, tokens: int) -> OpCost:
+        """Causal attention of one prompt in one layer; half the square counts."""
+        flops = 2.0 * tokens * tokens * self.model.heads * self.model.head_dim
+        return OpCost(self.hardware.gpu.prefill_attention_time(flops, tokens), flops)
+
+    def _projections(self, rows: int) -> OpCost:
+        """Q, K, V and output projections, feed-forward, norms and residuals of one layer."""
+        m = self.model
+        width = m.heads * m.head_dim
+        cost = self._gemm(rows, m.hidden, width + 2 * m.d_kv) + self._gemm(rows, width, m.hidden)
+        ups = 2 if m.gated else 1
+        for _ in range(ups):
+            cost += self._gemm(rows, m.hidden, m.ffn)
+        cost += self._gemm(rows, m.ffn, m.hidden)
+        # Two norms and two residual additions read and write the hidden state, the activation the FFN's.
+        return cost + self._elementwise(rows * (10 * m.hidden + (1 + 2 * ups) * m.ffn))
+
+    # ---- compute, per step -----------------------------------------------------------------------
+
+    def embed(self, rows: int) -> OpCost:
+        """Gathering token and position embeddings."""
+        return self._elementwise(4 * rows * self.model.hidden) + self._overhead()
+
+    def _sample(self, rows: int) -> OpCost:
+        """Final norm, head and the choice of a token, for `rows` requests."""
+        m = self.model
+        return self._gemm(rows, m.hidden, m.vocab) + self._elementwise(rows * (m.hidden + m.vocab)) + self._overhead()
+
+    # ---- parts -----------------------------------------------------------------------------------
+
+    def _gemm(self, rows: int, inner: int, columns: int) -> OpCost:
+        element = self.model.element_bytes
+        seconds = self.hardware.gpu.gemm_time(rows, inner, columns, self.model.dtype, element)
+        traffic = element * (inner * columns + rows * (inner + columns))
+        return OpCost(seconds, 2.0 * rows * inner * columns, traffic)
+
+    def _elementwise(self, elements: float) -> OpCost:
+        nbytes = elements * self.model.element_bytes
+        return OpCost(self.hardware.gpu.stream_time(nbytes), 0.0, nbytes)
+
+    def _overhead(self) -> OpCost:
+        return OpCost(self.hardware.gpu.achieved.op_overhead_s.value)
+
+
+def extrapolations(costs: CostModel, gemm_rows: Sequence[int], cached_tokens: Sequence[int]) -> list[str]:
+    """Notes for a plan: which tables of the profile were read beyond their ends."""
+    notes = []
+    gpu = costs.hardware.gpu
+    gemm, attention = gpu.gemm_curve(costs.model.dtype), gpu.achieved.decode_attention_bytes_per_s_by_tokens
+    for name, curve, sizes in (("GEMM rate", gemm, gemm_rows), ("decode attention rate", attention, cached_tokens)):
+        beyond = sorted({size for size in sizes if not curve.covers(size)})
+        if beyond:
+            low, high = curve.points[0][0], curve.points[-1][0]
+            span = f"{beyond[0]}" if len(beyond) == 1 else f"{beyond[0]} to {beyond[-1]}"
+            notes.append(f"{name} extrapolated at {span} (table {low:g} to {high:g}): the end value is held")
+    return notes

@@ -1,0 +1,99 @@
+"""A number with its provenance, and a table of achieved rate by size. Nobody else sees a raw point."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from datetime import date as Date
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Kind = Literal["datasheet", "measured", "published", "derived", "assumed"]
+"""`measured` here by `hybridserve profile`; `published` = measured by others, in the source cited."""
+
+Positive = Annotated[float, Field(gt=0, lt=1e18, allow_inf_nan=False)]
+
+
+class Strict(BaseModel):
+    """Frozen, no unknown keys, no coercion: `1e9` as text is a mistake, not a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Provenance(Strict):
+    """Where a number comes from. A measured one must say when, how often and how far it scattered."""
+
+    kind: Kind
+    source: str = Field(min_length=1)
+    date: str | None = None
+    runs: int | None = Field(default=None, ge=1)
+    spread: float | None = Field(default=None, ge=0)
+    """Relative: (third quartile - first quartile) / median of the runs."""
+
+    @model_validator(mode="after")
+    def _measured_is_documented(self) -> Provenance:
+        lacking = [k for k in ("date", "runs", "spread") if getattr(self, k) is None]
+        if self.kind == "measured" and lacking:
+            raise ValueError(f"a measured number needs {', '.join(lacking)} (use kind: published for somebody else's)")
+        return self
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_date(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                Date.fromisoformat(value)
+            except ValueError:
+                raise ValueError("date is text like '2026-11-23', in quotes") from None
+        return value
+
+
+class Quantity(Provenance):
+    """One number in the SI unit that its key names."""
+
+    value: Positive
+
+
+class Count(Quantity):
+    """A quantity that may be zero (a reserve that is not needed, a latency set to nothing)."""
+
+    value: Annotated[float, Field(ge=0, lt=1e18, allow_inf_nan=False)]
+
+
+class Curve(Provenance):
+    """Achieved rate by size: [[size, rate], ...], interpolated linearly, held at both ends."""
+
+    points: list[tuple[Positive, Positive]] = Field(min_length=1, strict=False)
+
+    @field_validator("points", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        if not isinstance(value, list) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in value):
+            raise ValueError("points is a list of [size, rate] pairs")
+        text = next((x for p in value for x in p if isinstance(x, str)), None)
+        if text is not None:
+            raise ValueError(f"'{text}' is text, not a number: YAML needs a dot and a signed exponent, 1.0e+9")
+        return [tuple(float(x) if isinstance(x, int) and not isinstance(x, bool) else x for x in p) for p in value]
+
+    @field_validator("points")
+    @classmethod
+    def _ascending(cls, value: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        if any(a[0] >= b[0] for a, b in pairwise(value)):
+            raise ValueError("sizes must ascend, each once")
+        return value
+
+    def at(self, size: float) -> float:
+        """The rate at `size`, in the unit of the key."""
+        points = self.points
+        if size <= points[0][0]:
+            return points[0][1]
+        if size >= points[-1][0]:
+            return points[-1][1]
+        i = bisect_left(points, (size, 0.0))
+        (x0, y0), (x1, y1) = points[i - 1], points[i]
+        return y0 + (y1 - y0) * (size - x0) / (x1 - x0)
+
+    def covers(self, size: float) -> bool:
+        """False where `at` holds an end value, so that a prediction can say it extrapolates."""
+        return self.points[0][0] <= size <= self.points[-1][0]

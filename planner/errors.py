@@ -1,0 +1,48 @@
+"""The failures a person can mend, each with what is wrong, where, and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class HybridserveError(Exception):
+    """A failure with a message for people. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(HybridserveError):
+    """A bad file, name or flag: `where` is a path, key or flag; `cure` says how to mend it."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, where: str = "", cure: str = "") -> None:
+        self.what, self.where, self.cure = what, where, cure
+        text = f"{where}: {what}" if where else what
+        super().__init__(f"{text}. {cure}" if cure else text)
+
+
+class InfeasibleError(HybridserveError):
+    """No plan exists: which limit binds, by how many bytes, and the smallest change that helps."""
+
+    def __init__(self, what: str, *, limit: str, missing_bytes: float = 0.0, cure: str = "") -> None:
+        self.limit, self.missing_bytes, self.cure = limit, missing_bytes, cure
+        super().__init__(f"infeasible ({limit}): {what}" + (f". {cure}" if cure else ""))
+
+
+class ScheduleError(HybridserveError):
+    """A schedule that would corrupt data, deadlock or exceed a budget, found before anything runs."""
+
+
+class RunError(HybridserveError):
+    """A run that had to stop."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A cure for a misspelt `name`: the closest of `known`, else all of them."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=2, cutoff=0.5)
+    if close:
+        return "Did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return "Known: " + ", ".join(known)

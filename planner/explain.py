@@ -1,0 +1,80 @@
+"""Why the plan is what it is, in words."""
+
+from __future__ import annotations
+
+from planner.costs import CostModel, extrapolations
+from planner.decisions import Decisions
+from planner.forms import FORMS
+from planner.placement import FORM_INDEX
+from planner.policies import Policy
+from planner.timeline import Timeline
+
+_ACT = [i for form, i in ((f, FORM_INDEX[f.name]) for f in FORMS) if form.rebuilt]
+_HOST = [i for form, i in ((f, FORM_INDEX[f.name]) for f in FORMS) if not form.on_gpu]
+
+
+def act_share(decisions: Decisions) -> float:
+    """Share of cached blocks kept as activations, mean over mini-batches and decode steps."""
+    act = sum(int(b.shapes.blocks[:, _ACT].sum()) for b in decisions.mini_batches)
+    total = sum(int(b.shapes.blocks.sum()) for b in decisions.mini_batches)
+    return act / total if total else 0.0
+
+
+def reasons(costs: CostModel, policy: Policy, decisions: Decisions, timeline: Timeline) -> list[str]:
+    """One sentence each: residency, what binds, the share of activations, the mini-batches, and what is uncertain."""
+    found = [_residency(costs, decisions), _binding(timeline), *_share(costs, policy, decisions)]
+    batches = [len(mini_batch.requests) for mini_batch in decisions.mini_batches]
+    sizes = f"{min(batches)}" if min(batches) == max(batches) else f"{min(batches)} to {max(batches)}"
+    found.append(
+        f"{len(batches)} mini-batch{'es' if len(batches) > 1 else ''} of {sizes} requests: fewer would need larger "
+        "slots on the GPU, more would only add operations"
+        if len(batches) > 1
+        else f"One mini-batch of {sizes} requests: its slots fit, so cutting it would only add operations"
+    )
+    if costs.hardware.scale_model_of:
+        found.append(f"A scale model of {costs.hardware.scale_model_of}: ratios, not speeds, carry over")
+    shapes = [mini_batch.shapes for mini_batch in decisions.mini_batches]
+    rows = [int(s.rows.max()) for s in shapes if len(s.rows)]
+    tokens = [int(s.cached_tokens.max()) for s in shapes if len(s.rows)]
+    return found + extrapolations(costs, rows, tokens)
+
+
+def _residency(costs: CostModel, decisions: Decisions) -> str:
+    layers, resident = costs.model.layers, len(decisions.resident_layers)
+    on_host = sum(int(b.shapes.blocks[:, _HOST].sum()) for b in decisions.mini_batches)
+    if resident == layers and not on_host:
+        return "Weights and cache fit on the GPU: planned resident, no offload needed"
+    if resident == layers:
+        return f"All {layers} layers stay on the GPU; the cache does not fit beside them and spills to the host"
+    if resident:
+        return f"{resident} of {layers} layers stay on the GPU, the others stream over the link every step"
+    return f"All {layers} layers stream over the link: GPU memory is worth more as cache than as weights"
+
+
+def _binding(timeline: Timeline) -> str:
+    use = timeline.use("decode" if timeline.decode_steps else "prefill")
+    link, compute = use["h2d"].busy_fraction, use["compute"].busy_fraction
+    if min(link, compute) > 0.97:
+        return f"Link and compute are balanced: the link is busy {link:.0%} of decoding, the GPU {compute:.0%}"
+    if link > compute:
+        return f"The link binds: busy {link:.0%} of decoding, the GPU {compute:.0%}"
+    return f"Compute binds: the GPU is busy {compute:.0%} of decoding, the link {link:.0%}"
+
+
+def _share(costs: CostModel, policy: Policy, decisions: Decisions) -> list[str]:
+    model = costs.model
+    share = act_share(decisions)
+    if not any(form.rebuilt for form in policy.forms):
+        return []
+    act, kv = model.act_bytes_per_token_layer, model.kv_bytes_per_token_layer
+    if act >= kv:
+        return [
+            f"{share:.0%} ACT: with {model.kv_heads} KV heads for {model.heads} heads (grouped-query attention) an "
+            f"activation takes {act} bytes per token and layer, its K and V only {kv}: caching activations would "
+            "move more, not less"
+        ]
+    return [
+        f"{share:.0%} ACT: an activation moves {act} bytes where K and V move {kv}, and costs "
+        f"{4 * model.hidden * model.d_kv / 1e6:.0f} MFLOP to rebuild per token and layer; the share is where "
+        "link and GPU finish together, or where memory ends"
+    ]

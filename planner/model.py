@@ -1,0 +1,300 @@
+"""Model shapes: sizes, bytes and parameter counts of a decoder-only model, read from a Hugging Face config.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from planner.errors import InputError, nearest
+from planner.files import content_hash, read_text, validate
+
+Dtype = Literal["float16", "bfloat16", "float32"]
+Family = Literal["opt", "llama", "mistral", "qwen2"]
+
+ELEMENT_BYTES: dict[str, int] = {"float16": 2, "bfloat16": 2, "float32": 4}
+MAX_SIZE = 10**7  # no layer count, width, vocabulary or context of a real model reaches this
+OPT_POSITION_OFFSET = 2  # OPT's table of learned positions starts with two rows that no token uses
+OPT_NORM_EPS = 1e-5  # not in OPT's config: its code takes the default of a layer norm
+CONFIG_FILE = "config.json"
+BUNDLED = Path(__file__).parent / "models"
+
+
+class ModelSpec(BaseModel):
+    """One decoder-only model: what it is made of, and how many elements and bytes that comes to."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    family: Family
+    layers: int = Field(gt=0, lt=MAX_SIZE)
+    hidden: int = Field(gt=0, lt=MAX_SIZE)
+    heads: int = Field(gt=0, lt=MAX_SIZE)
+    kv_heads: int = Field(gt=0, lt=MAX_SIZE)
+    head_dim: int = Field(gt=0, lt=MAX_SIZE)
+    ffn: int = Field(gt=0, lt=MAX_SIZE)
+    gated: bool
+    """Three FFN matrices (gate, up, down) instead of two."""
+    vocab: int = Field(gt=0, lt=MAX_SIZE)
+    max_positions: int = Field(gt=0, lt=MAX_SIZE)
+    """The most tokens of one request that the model can hold."""
+    tied: bool
+    """The output head is the token embedding."""
+    norm: Literal["layernorm", "rmsnorm"]
+    positions: Literal["learned", "rope"]
+    position_offset: int = Field(ge=0, lt=MAX_SIZE)
+    attention_bias: bool
+    """Biases of the q, k and v projections."""
+    output_bias: bool
+    """Bias of the projection after attention."""
+    mlp_bias: bool
+    activation: str = Field(min_length=1)
+    norm_eps: float = Field(gt=0, lt=1)
+    dtype: Dtype
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> ModelSpec:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} kv_heads evenly")
+        return self
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one weight or cached element."""
+        return ELEMENT_BYTES[self.dtype]
+
+    @property
+    def d_kv(self) -> int:
+        """Elements of one token's K (or V) in one layer."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def d_q(self) -> int:
+        """Elements of one token's queries in one layer (not always `hidden`)."""
+        return self.heads * self.head_dim
+
+    @property
+    def gqa_group(self) -> int:
+        """Query heads per K/V head; 1 is plain multi-head attention."""
+        return self.heads // self.kv_heads
+
+    @property
+    def layer_parameters(self) -> int:
+        """Elements of one decoder layer: projections, FFN, biases and both norms."""
+        attention = self.hidden * (2 * self.d_q + 2 * self.d_kv)
+        attention += (self.d_q + 2 * self.d_kv) * self.attention_bias + self.hidden * self.output_bias
+        inputs = 2 if self.gated else 1
+        mlp = (inputs + 1) * self.hidden * self.ffn + (inputs * self.ffn + self.hidden) * self.mlp_bias
+        return attention + mlp + 2 * self.final_norm_parameters
+
+    @property
+    def layer_bytes(self) -> int:
+        """Weight bytes of one decoder layer: what one streamed layer costs the link."""
+        return self.layer_parameters * self.element_bytes
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Elements of the token embedding and, where positions are learned, of their table with its offset."""
+        learned = self.max_positions + self.position_offset if self.positions == "learned" else 0
+        return (self.vocab + learned) * self.hidden
+
+    @property
+    def head_parameters(self) -> int:
+        """Elements of the output head; 0 when it is the token embedding."""
+        return 0 if self.tied else self.vocab * self.hidden
+
+    @property
+    def final_norm_parameters(self) -> int:
+        """Elements of the norm between the last layer and the head, as many as of any other norm here."""
+        return self.hidden * (2 if self.norm == "layernorm" else 1)
+
+    @property
+    def parameters(self) -> int:
+        """Elements of the whole model, shared ones counted once."""
+        outer = self.embedding_parameters + self.head_parameters + self.final_norm_parameters
+        return self.layers * self.layer_parameters + outer
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        return self.parameters * self.element_bytes
+
+    @property
+    def outer_bytes(self) -> int:
+        """Bytes of what is in no decoder layer (embedding, positions, final norm, head) and stays resident."""
+        return self.weight_bytes - self.layers * self.layer_bytes
+
+    @property
+    def kv_bytes_per_token_layer(self) -> int:
+        """Bytes of K and V of one cached token in one layer."""
+        return 2 * self.d_kv * self.element_bytes
+
+    @property
+    def act_bytes_per_token_layer(self) -> int:
+        """Bytes of the K/V projection's input for one cached token in one layer."""
+        return self.hidden * self.element_bytes
+
+    @property
+    def content_hash(self) -> str:
+        """The same for the same shape and dtype, whatever the model is called."""
+        return content_hash(self.model_dump(exclude={"name"}))
+
+
+def known_models() -> list[str]:
+    """The names of the bundled models, sorted."""
+    return sorted(path.stem for path in BUNDLED.glob("*.json"))
+
+
+def load_model(name_or_dir: str, dtype: str | None = None) -> ModelSpec:
+    """The model of a bundled name, of a folder with a config.json, or of a config file; `dtype` replaces the file's.
+
+    A bundled name wins over a folder of that name (write ./NAME for the folder). Raises InputError for an
+    unknown name, and for a file that is missing, broken, or describes a model this package would get wrong.
+    """
+    path = _config_path(name_or_dir)
+    config = _Config(path)
+    family = config.choice("model_type", get_args(Family), "Supported model types are")
+    quantised, what = bool(config.data.get("quantization_config")), "quantised weights are not supported"
+    config.refuse_if("quantization_config", quantised, what, "Use the unquantised model")
+    name = path.resolve().parent.name if path.name == CONFIG_FILE else path.stem
+    shape = {field: config.get(key, int) for field, key in _SHAPE.items()}
+    fields = shape | (_opt(config, shape) if family == "opt" else _llama_like(config, shape, family))
+    fields |= {"name": name or str(path), "family": family, "dtype": _dtype(config, dtype)}
+    return validate(ModelSpec, fields, str(path))
+
+
+def _config_path(name_or_dir: str) -> Path:
+    known, path = known_models(), Path(name_or_dir)
+    if name_or_dir in known:
+        return BUNDLED / f"{name_or_dir}.json"
+    try:
+        is_folder, is_file = bool(name_or_dir) and path.is_dir(), path.is_file()
+        has_config = is_folder and (path / CONFIG_FILE).is_file()
+    except (OSError, ValueError):  # too long, not ours to look into, or characters that no path can have
+        is_folder = is_file = has_config = False
+    if is_folder and not has_config:
+        cure = f"Give the folder that {CONFIG_FILE} is in, or a bundled name (hybridserve show models)"
+        raise InputError(f"this folder has no {CONFIG_FILE}", where=name_or_dir, cure=cure)
+    if is_folder or is_file or path.suffix == ".json":  # a missing file is reported where it is read
+        return path / CONFIG_FILE if is_folder else path
+    cure = f"{nearest(path.name.lower(), known)} Or give a folder with a {CONFIG_FILE}"
+    raise InputError(f"unknown model {name_or_dir!r}", where="model", cure=cure)
+
+
+_SHAPE = {"layers": "num_hidden_layers", "hidden": "hidden_size", "heads": "num_attention_heads"}
+_SHAPE |= {"vocab": "vocab_size", "max_positions": "max_position_embeddings"}  # the same keys in every family
+_ABSENT: Any = object()
+_WANTED = {int: "a whole number without quotes", float: "a number without quotes", bool: "true or false", str: "text"}
+
+
+class _Config:
+    """A config.json, each key read with its type checked: every mistake names the file, the key and the cure."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, text = path, read_text(path, "model config")
+        try:
+            self.data: Any = json.loads(text)
+        except (ValueError, RecursionError) as error:  # the text of a syntax error says the line
+            cure = "Is the file whole? Download it again"
+            raise InputError(f"not valid JSON: {error}", where=str(path), cure=cure) from None
+        if not isinstance(self.data, dict):
+            raise InputError("a model config is a JSON object of keys and values", where=str(path))
+
+    def refuse_if(self, key: str, refused: bool, what: str, cure: str) -> None:
+        if refused:
+            raise InputError(what, where=f"{self.path}: {key}", cure=cure)
+
+    def get(self, key: str, kind: type, absent: Any = _ABSENT, null: Any = _ABSENT) -> Any:
+        """The value of `key`, a `kind`. Where the key is missing `absent`, which is what the transformers
+        library itself would assume; where it holds null, `null`."""
+        value, wanted = self.data.get(key, absent), _WANTED[kind]
+        self.refuse_if(key, value is _ABSENT, "this key is missing", f"Add it: {wanted}")
+        if value is absent or (value is None and null is not _ABSENT):
+            return absent if value is absent else null
+        fits = type(value) is kind or (kind is float and type(value) is int)  # a bool is no number here
+        self.refuse_if(key, not fits, f"{json.dumps(value)[:60]} is not {wanted}", f"Write {wanted}")
+        possible = kind not in (int, float) or 0 < value < MAX_SIZE
+        cure = f"It must be above 0 and below {MAX_SIZE}"
+        self.refuse_if(key, not possible, f"{str(value)[:20]} is not possible", cure)
+        return value
+
+    def choice(self, key: str, known: tuple[str, ...], cure: str) -> str:
+        value = str(self.get(key, str))
+        self.refuse_if(key, value not in known, f"{value!r} is not supported", f"{cure} {', '.join(known)}")
+        return value
+
+    def token(self, key: str, absent: int | None) -> int | None:
+        """A token id; of a list of end tokens the first."""
+        value = self.data.get(key, absent)
+        value = value[0] if isinstance(value, list) and value else value
+        fits = value is None or (type(value) is int and 0 <= value < MAX_SIZE)
+        self.refuse_if(key, not fits, f"{json.dumps(value)[:60]} is not a token id", "Write its number, or null")
+        return value if isinstance(value, int) else None
+
+
+def _dtype(config: _Config, wanted: str | None) -> str:
+    known = get_args(Dtype)
+    if wanted in known:
+        return str(wanted)
+    if wanted is not None:
+        raise InputError(f"unknown dtype {wanted!r}", where="dtype", cure=nearest(wanted, known))
+    # transformers renamed the key; where a file has both, it lets the new one win.
+    key = "dtype" if config.data.get("dtype") is not None else "torch_dtype"
+    unsaid, cure = config.data.get(key) in (None, "auto"), "Pass --dtype with one of"
+    config.refuse_if(key, unsaid, "the config does not say how wide its weights are", f"{cure} {', '.join(known)}")
+    return config.choice(key, known, cure)
+
+
+def _head_dim(config: _Config, hidden: int, heads: int) -> int:
+    what = f"{heads} heads do not divide hidden_size {hidden}"
+    config.refuse_if("num_attention_heads", hidden % heads != 0, what, "Correct one of the two")
+    return hidden // heads
+
+
+def _opt(config: _Config, shape: dict[str, int]) -> dict[str, Any]:
+    hidden, heads, bias = shape["hidden"], shape["heads"], config.get("enable_bias", bool, True)
+    usual = {"do_layer_norm_before": True, "layer_norm_elementwise_affine": True, "_remove_final_layer_norm": False}
+    cure = "Choose another OPT size: opt-350m and some old conversions are built differently"
+    for key, value in usual.items():
+        what = f"only {str(value).lower()} is supported"
+        config.refuse_if(key, config.get(key, bool, value) != value, what, cure)
+    width = config.get("word_embed_proj_dim", int, hidden, null=hidden)
+    what = f"embeddings of width {width} under a hidden_size of {hidden} are not supported"
+    config.refuse_if("word_embed_proj_dim", width != hidden, what, cure)
+    return {
+        "kv_heads": heads, "head_dim": _head_dim(config, hidden, heads), "ffn": config.get("ffn_dim", int),
+        "gated": False, "positions": "learned", "position_offset": OPT_POSITION_OFFSET,
+        "norm": "layernorm", "norm_eps": OPT_NORM_EPS,
+        "attention_bias": bias, "output_bias": bias, "mlp_bias": bias,
+        "tied": config.get("tie_word_embeddings", bool, True),
+        "activation": config.get("activation_function", str, "relu"),
+        "bos_token_id": config.token("bos_token_id", 2), "eos_token_id": config.token("eos_token_id", 2),
+    }  # fmt: skip
+
+
+def _llama_like(config: _Config, shape: dict[str, int], family: str) -> dict[str, Any]:
+    hidden, heads, is_llama, is_qwen2 = shape["hidden"], shape["heads"], family == "llama", family == "qwen2"
+    kv_heads = config.get("num_key_value_heads", int, {"mistral": 8, "qwen2": 32}.get(family, heads), null=heads)
+    what = f"{heads} attention heads cannot share {kv_heads} key/value heads evenly"
+    config.refuse_if("num_key_value_heads", heads % kv_heads != 0, what, "Set both as the model was trained")
+    if family == "mistral" or (is_qwen2 and config.get("use_sliding_window", bool, False)):
+        window = config.get("sliding_window", int, 4096, null=shape["max_positions"])
+        what = f"a sliding window of {window} tokens is not supported: contexts beyond it would be wrong"
+        cure = f"Use a model without one, or set max_position_embeddings to {window} to stay inside it"
+        config.refuse_if("sliding_window", window < shape["max_positions"], what, cure)
+    llama_bias = is_llama and config.get("attention_bias", bool, False)
+    head_dim = config.get("head_dim", int, None, null=None)
+    return {
+        "kv_heads": kv_heads, "head_dim": head_dim or _head_dim(config, hidden, heads),
+        "ffn": config.get("intermediate_size", int), "gated": True, "positions": "rope", "position_offset": 0,
+        "norm": "rmsnorm", "norm_eps": float(config.get("rms_norm_eps", float, 1e-6)),
+        "attention_bias": llama_bias or is_qwen2, "output_bias": llama_bias,
+        "mlp_bias": is_llama and config.get("mlp_bias", bool, False),
+        "tied": config.get("tie_word_embeddings", bool, False), "activation": config.get("hidden_act", str, "silu"),
+        "bos_token_id": config.token("bos_token_id", None if is_qwen2 else 1),
+        "eos_token_id": config.token("eos_token_id", None if is_qwen2 else 2),
+    }  # fmt: skip

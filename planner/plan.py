@@ -1,0 +1,273 @@
+"""A plan as a file a person can read: what it is for, what it decides, what it predicts, and how far from the best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from planner.curve import Strict
+from planner.decisions import Decisions, chunk_prompts
+from planner.errors import InputError
+from planner.files import dump_yaml, read_yaml, validate, write_whole
+from planner.forms import FORM_BY_NAME, CacheForm, blocks_for
+from planner.hardware import HardwareProfile
+from planner.memory import MemoryLine, gpu_lines, host_lines, pinned_bytes, planned_bytes
+from planner.model import ModelSpec
+from planner.placement import MiniBatch, RequestGroup
+from planner.workload import Workload
+
+Index = Annotated[int, Field(ge=0, lt=10**7)]
+Positive = Annotated[int, Field(gt=0, lt=10**13)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class MadeFor(Strict):
+    """What a plan is for, by name and content hash."""
+
+    hardware: str
+    hardware_hash: str
+    model: str
+    model_hash: str
+    requests: Positive
+    workload_hash: str
+
+
+class GroupRecord(Strict):
+    """Requests alike in every block, e.g. requests: "0-15,18", blocks: [[act@host, 52], [kv@host, 20]]."""
+
+    requests: str = Field(pattern=r"^\d+(-\d+)?(,\d+(-\d+)?)*$")
+    blocks: list[Annotated[tuple[str, Positive], Field(strict=False)]]
+
+
+class MiniBatchRecord(Strict):
+    groups: list[GroupRecord] = Field(min_length=1)
+
+
+class DecisionsRecord(Strict):
+    """The decisions in a form that a person can read and a program can check."""
+
+    resident_layers: list[Index]
+    weight_slots: Annotated[int, Field(ge=0, le=64)]
+    cache_slots: Annotated[int, Field(ge=1, le=64)]
+    store_slots: Annotated[int, Field(ge=1, le=64)]
+    prefill_chunk_tokens: Positive
+    prefill_pass_tokens: Positive
+    mini_batches: list[MiniBatchRecord] = Field(min_length=1)
+
+
+class StreamRecord(Strict):
+    """Predicted use of one stream while decoding."""
+
+    busy_fraction: Annotated[float, Field(ge=0, le=1.01)]
+    bytes_per_s: Annotated[float, Field(ge=0)]
+
+
+class Prediction(Strict):
+    """What the simulator says of this plan, before any run."""
+
+    throughput_tokens_per_s: Seconds
+    total_s: Seconds
+    prefill_s: Seconds
+    decode_s: Seconds
+    decode_step_s: Seconds
+    """Mean over the decode steps."""
+    binding: Literal["link", "compute"]
+    act_share: Annotated[float, Field(ge=0, le=1)]
+    """Share of the cached blocks kept as activations, mean over the decode steps."""
+    streams: dict[str, StreamRecord]
+
+
+class LineRecord(Strict):
+    name: str
+    bytes: Annotated[int, Field(ge=0)]
+    phase: Literal["always", "prefill", "decode"]
+
+
+class MemoryRecord(Strict):
+    capacity_bytes: Positive
+    planned_bytes: Annotated[int, Field(ge=0)]
+    lines: list[LineRecord]
+
+
+class Plan(Strict):
+    """Everything the simulator and the engine need, and the proof of how good it is."""
+
+    schema_version: Literal[1]
+    made_for: MadeFor
+    policy: str
+    why: list[str]
+    prediction: Prediction
+    bound_total_s: Seconds
+    """No choice under this cost model and policy finishes the job sooner."""
+    gap: float
+    """(predicted total - bound) / predicted total: how far at most from the best."""
+    solve_s: Seconds
+    solver: str
+    memory: dict[Literal["gpu", "host"], MemoryRecord]
+    decisions_record: DecisionsRecord = Field(alias="decisions")
+    workload_record: dict[str, Any] = Field(alias="workload")
+    model: ModelSpec
+    hardware: HardwareProfile
+
+    @cached_property
+    def workload(self) -> Workload:
+        return Workload.from_plain(self.workload_record, where="workload")
+
+    @cached_property
+    def decisions(self) -> Decisions:
+        """InputError when the record contradicts itself or the workload."""
+        return restore_decisions(self.decisions_record, self.workload, self.model)
+
+    @property
+    def offloads(self) -> bool:
+        """False when weights and cache all stay on the GPU."""
+        return any(line.bytes for line in self.memory["host"].lines)
+
+    def to_yaml(self) -> str:
+        return dump_yaml(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+    def write(self, path: Path) -> None:
+        """Whole or not at all."""
+        write_whole(path, self.to_yaml())
+
+
+def read_plan(path: Path) -> Plan:
+    """InputError when the file is missing, truncated, edited into contradiction or of another version."""
+    data = read_yaml(path, "plan")
+    plan = validate(Plan, data, str(path))
+    made = plan.made_for
+    for part, wanted, found in (
+        ("hardware", made.hardware_hash, plan.hardware.content_hash),
+        ("model", made.model_hash, plan.model.content_hash),
+        ("workload", made.workload_hash, plan.workload.content_hash),
+    ):
+        if wanted != found:
+            raise InputError(
+                f"the {part} in this plan is not the one it was made for ({found}, planned for {wanted})",
+                where=f"{path}: {part}",
+                cure="Plan again instead of editing a plan",
+            )
+    try:
+        lines = {name: _records(found) for name, found in (
+            ("gpu", gpu_lines(plan.model, plan.decisions)), ("host", host_lines(plan.model, plan.decisions))
+        )}  # fmt: skip
+    except InputError as error:
+        raise InputError(error.what, where=f"{path}: {error.where}", cure=error.cure) from None
+    for name, record in plan.memory.items():
+        if record.lines != lines[name]:
+            raise InputError(
+                f"the {name} memory lines do not follow from the decisions", where=f"{path}: memory.{name}",
+                cure="Plan again instead of editing a plan",
+            )  # fmt: skip
+    return plan
+
+
+def memory_records(model: ModelSpec, hardware: HardwareProfile, decisions: Decisions) -> dict[str, MemoryRecord]:
+    """The budgets of both devices, line by line."""
+    gpu, host = gpu_lines(model, decisions), host_lines(model, decisions)
+    pinned = sum(pinned_bytes(line.nbytes, hardware.host.pin_rounding) for line in host)
+    return {
+        "gpu": MemoryRecord(
+            capacity_bytes=hardware.gpu.budget_bytes, planned_bytes=planned_bytes(gpu), lines=_records(gpu)
+        ),
+        "host": MemoryRecord(capacity_bytes=hardware.host.budget_bytes, planned_bytes=pinned, lines=_records(host)),
+    }
+
+
+def _records(lines: Sequence[MemoryLine]) -> list[LineRecord]:
+    return [LineRecord(name=line.name, bytes=line.nbytes, phase=line.phase) for line in lines]
+
+
+# ---- decisions as records --------------------------------------------------------------------------
+
+
+def record_decisions(decisions: Decisions) -> DecisionsRecord:
+    """`decisions` as a file says them."""
+    chunks = [chunk for chunks in decisions.prefill_passes for chunk in chunks]
+    return DecisionsRecord(
+        resident_layers=list(decisions.resident_layers),
+        weight_slots=decisions.weight_slots,
+        cache_slots=decisions.cache_slots,
+        store_slots=decisions.store_slots,
+        prefill_chunk_tokens=max(chunk.tokens for chunk in chunks),
+        prefill_pass_tokens=max(sum(chunk.tokens for chunk in chunks) for chunks in decisions.prefill_passes),
+        mini_batches=[
+            MiniBatchRecord(groups=[
+                GroupRecord(requests=_ranges(g.requests), blocks=[(f.name, n) for f, n in _runs(g.blocks)])
+                for g in mini_batch.groups
+            ])
+            for mini_batch in decisions.mini_batches
+        ],
+    )  # fmt: skip
+
+
+def restore_decisions(record: DecisionsRecord, workload: Workload, model: ModelSpec) -> Decisions:
+    """The decisions that a record says; InputError (where: the key) when they contradict the workload or model."""
+    seen: set[int] = set()
+    batches = tuple(
+        MiniBatch(tuple(_group(g, workload, seen, f"decisions.mini_batches.{m}.groups.{i}")
+                        for i, g in enumerate(mini_batch.groups)))
+        for m, mini_batch in enumerate(record.mini_batches)
+    )  # fmt: skip
+    if len(seen) != len(workload):
+        missing = next(i for i in range(len(workload)) if i not in seen)
+        raise InputError(f"request {missing} is in no mini-batch", where="decisions.mini_batches", cure="Plan again")
+    layers = record.resident_layers
+    if len(set(layers)) != len(layers) or any(layer >= model.layers for layer in layers):
+        what = f"resident layers are {model.layers} different numbers from 0 at most"
+        raise InputError(what, where="decisions.resident_layers", cure="Plan again")
+    if record.weight_slots == 0 and len(layers) < model.layers:
+        raise InputError("streamed layers need a slot", where="decisions.weight_slots", cure="At least 1, better 2")
+    prompts = {i: request.prompt_len for i, request in enumerate(workload.requests)}
+    passes = chunk_prompts(batches, prompts, record.prefill_chunk_tokens, record.prefill_pass_tokens)
+    return Decisions(batches, passes, tuple(layers), record.weight_slots, record.cache_slots, record.store_slots)
+
+
+def _group(record: GroupRecord, workload: Workload, seen: set[int], where: str) -> RequestGroup:
+    requests = _numbers(record.requests, len(workload), where)
+    for request in requests:
+        if request in seen:
+            raise InputError(f"request {request} is in two groups", where=f"{where}.requests", cure="Plan again")
+        seen.add(request)
+    lengths = {(workload.requests[r].prompt_len, workload.requests[r].gen_len) for r in requests}
+    if len(lengths) != 1:
+        raise InputError("these requests differ in length", where=f"{where}.requests", cure="Plan again")
+    prompt, gen = lengths.pop()
+    blocks: list[CacheForm] = []
+    for name, count in record.blocks:
+        if name not in FORM_BY_NAME:
+            raise InputError(f"unknown cache form '{name}'", where=f"{where}.blocks", cure=", ".join(FORM_BY_NAME))
+        blocks += [FORM_BY_NAME[name]] * min(count, 10**6)
+    needed = blocks_for(prompt + gen - 1)
+    if len(blocks) != needed:
+        what = f"{len(blocks)} blocks for {prompt} + {gen} - 1 tokens, which take {needed}"
+        raise InputError(what, where=f"{where}.blocks", cure="Plan again")
+    return RequestGroup(requests, prompt, gen, tuple(blocks))
+
+
+def _runs(blocks: Sequence[CacheForm]) -> list[tuple[CacheForm, int]]:
+    return [(form, len(list(run))) for form, run in groupby(blocks)]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    parts, ordered = [], sorted(numbers)
+    for _, run in groupby(enumerate(ordered), key=lambda pair: pair[1] - pair[0]):
+        members = [number for _, number in run]
+        parts.append(f"{members[0]}-{members[-1]}" if len(members) > 1 else f"{members[0]}")
+    return ",".join(parts)
+
+
+def _numbers(ranges: str, limit: int, where: str) -> tuple[int, ...]:
+    numbers: list[int] = []
+    for part in ranges.split(","):
+        first, _, last = part.partition("-")
+        low, high = int(first), int(last or first)
+        if high >= limit or high < low:
+            raise InputError(f"'{part}' is not within the {limit} requests", where=f"{where}.requests")
+        numbers += range(low, high + 1)
+    return tuple(numbers)

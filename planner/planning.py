@@ -1,0 +1,95 @@
+"""From hardware, model and workload to a plan, or to the reason why there is none."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, cast
+
+from planner.costs import CostModel
+from planner.decisions import Decisions
+from planner.errors import HybridserveError
+from planner.explain import act_share, reasons
+from planner.feasibility import explain_infeasible
+from planner.files import validate
+from planner.hardware import HardwareProfile
+from planner.model import ModelSpec
+from planner.plan import MadeFor, Plan, Prediction, StreamRecord, memory_records, record_decisions
+from planner.policies import Policy
+from planner.search import Options, Search
+from planner.simulator import simulate
+from planner.timeline import Timeline
+from planner.workload import Workload, check_fits
+
+SOLVER = "PuLP with HiGHS; branch and bound over the number of mini-batches"
+
+
+def make_plan(
+    hardware: HardwareProfile,
+    model: ModelSpec,
+    workload: Workload,
+    policy: Policy,
+    options: Options | None = None,
+) -> Plan:
+    """The best plan under the cost model, with its bound.
+
+    InfeasibleError names the limit, the amount missing and the smallest change that helps; InputError when the
+    workload does not fit the model at all.
+    """
+    check_fits(workload, model)
+    started = time.perf_counter()
+    costs = CostModel(hardware, model)
+    search = Search(costs, workload, policy.forms, options or Options())
+    found = search.run()
+    if found is None:
+        raise explain_infeasible(search, policy)
+    timeline = simulate(costs, found.decisions)
+    return _as_plan(costs, workload, policy, found.decisions, timeline, found.bound_s, time.perf_counter() - started)
+
+
+def _as_plan(
+    costs: CostModel, workload: Workload, policy: Policy, decisions: Decisions, timeline: Timeline,
+    bound_s: float, solve_s: float,
+) -> Plan:  # fmt: skip
+    hardware, model = costs.hardware, costs.model
+    data: dict[str, Any] = {
+        "schema_version": 1,
+        "made_for": MadeFor(
+            hardware=hardware.id, hardware_hash=hardware.content_hash,
+            model=model.name, model_hash=model.content_hash,
+            requests=len(workload), workload_hash=workload.content_hash,
+        ),
+        "policy": policy.name,
+        "why": reasons(costs, policy, decisions, timeline),
+        "prediction": predict(decisions, timeline),
+        "bound_total_s": bound_s,
+        "gap": 1 - bound_s / timeline.total_s,
+        "solve_s": solve_s,
+        "solver": SOLVER,
+        "memory": memory_records(model, hardware, decisions),
+        "decisions": record_decisions(decisions),
+        "workload": workload.to_plain(),
+        "model": model,
+        "hardware": hardware,
+    }  # fmt: skip
+    plan = validate(Plan, data, "plan")
+    if plan.decisions != decisions:
+        raise HybridserveError("the plan does not read back as it was decided")
+    return plan
+
+
+def predict(decisions: Decisions, timeline: Timeline) -> Prediction:
+    """The figures of a simulated timeline that a plan carries."""
+    use = timeline.use("decode" if timeline.decode_steps else "prefill")
+    return Prediction(
+        throughput_tokens_per_s=timeline.throughput_tokens_per_s,
+        total_s=timeline.total_s,
+        prefill_s=timeline.prefill_s,
+        decode_s=timeline.decode_s,
+        decode_step_s=timeline.decode_step_s,
+        binding=cast(Any, timeline.binding),
+        act_share=act_share(decisions),
+        streams={
+            name: StreamRecord(busy_fraction=min(one.busy_fraction, 1.0), bytes_per_s=one.bytes_per_s)
+            for name, one in use.items()
+        },
+    )

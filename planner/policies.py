@@ -1,0 +1,34 @@
+"""Policies as restrictions of one problem: which cache forms may be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.errors import InputError, nearest
+from planner.forms import ACT_GPU, ACT_HOST, FORMS, KV_GPU, KV_HOST, CacheForm
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A named set of allowed forms. All policies share the cost model, the schedule and the engine."""
+
+    name: str
+    forms: tuple[CacheForm, ...]
+    summary: str
+
+
+POLICIES = {
+    policy.name: policy
+    for policy in (
+        Policy("hybrid", FORMS, "every block as K and V or as activations, wherever the solver puts it"),
+        Policy("kv-only", (KV_GPU, KV_HOST), "the usual cache: K and V of every token, ideal overlap"),
+        Policy("act-only", (ACT_GPU, ACT_HOST), "activations of every token, K and V always rebuilt"),
+    )
+}
+
+
+def policy_named(name: str) -> Policy:
+    """InputError with the nearest names when there is none."""
+    if name not in POLICIES:
+        raise InputError(f"unknown policy '{name}'", where="--policy", cure=nearest(name, POLICIES))
+    return POLICIES[name]

@@ -1,0 +1,113 @@
+"""From the real numbers of a split to the form of every block of every request."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from math import floor
+
+from planner.epochs import Epoch
+from planner.forms import BLOCK_TOKENS, FORMS, CacheForm, blocks_for
+from planner.placement import MiniBatch, RequestGroup
+from planner.workload import Request
+
+Targets = dict[tuple[CacheForm, int], float]
+"""Blocks of one mini-batch by (form, epoch)."""
+SLACK = 1e-6
+
+
+def place_blocks(
+    members: Sequence[int],
+    requests: Sequence[Request],
+    epochs: Sequence[Epoch],
+    targets: Targets,
+    gpu_limits: dict[CacheForm, int],
+) -> MiniBatch:
+    """Give every block of `members` a form so that at each epoch the mini-batch holds its targets.
+
+    Blocks are placed in the order in which they come to be, each in the form furthest below its target;
+    `gpu_limits` are never passed, so rounding cannot exceed the GPU budget.
+    """
+    forms = sorted({form for form, _ in targets}, key=FORMS.index)
+    held: dict[CacheForm, int] = defaultdict(int)
+    blocks: dict[int, list[CacheForm]] = {}
+    prompts = {r: blocks_for(requests[r].prompt_len) for r in members}
+    _place_prompts(members, prompts, forms, targets, gpu_limits, held, blocks)
+    for e, request in _appended(members, requests, epochs):
+        form = _neediest(forms, held, targets, e, gpu_limits)
+        held[form] += 1
+        blocks[request].append(form)
+    return MiniBatch(_grouped(members, requests, blocks))
+
+
+def _place_prompts(
+    members: Sequence[int], prompts: dict[int, int], forms: list[CacheForm], targets: Targets,
+    gpu_limits: dict[CacheForm, int], held: dict[CacheForm, int], blocks: dict[int, list[CacheForm]],
+) -> None:  # fmt: skip
+    """Shares of the first epoch, scaled to the prompts, dealt evenly over requests."""
+    total = sum(prompts.values())
+    wanted = _whole_numbers({f: targets[f, 0] for f in forms}, total, gpu_limits)
+    left = dict(wanted)
+    free = dict(prompts)
+    given: dict[int, dict[CacheForm, int]] = {r: defaultdict(int) for r in members}
+    for form in forms:
+        room = sum(free.values())
+        for r in members:
+            # Of what this and the following requests can still take, this one's fair share, rounded up.
+            share = min(free[r], -(-left[form] * free[r] // room) if room else 0, left[form])
+            room -= free[r]
+            given[r][form] += share
+            free[r] -= share
+            left[form] -= share
+    for r in members:
+        blocks[r] = [form for form in forms for _ in range(given[r][form])]
+    for form in forms:
+        held[form] = wanted[form]
+
+
+def _whole_numbers(targets: dict[CacheForm, float], total: int, limits: dict[CacheForm, int]) -> dict[CacheForm, int]:
+    """Integers that sum to `total`, near `targets` scaled to it, GPU forms within their limits."""
+    scale = total / max(sum(targets.values()), SLACK)
+    exact = {f: targets[f] * scale for f in targets}
+    whole = {f: min(floor(x + SLACK), limits.get(f, total)) if f.on_gpu else floor(x + SLACK) for f, x in exact.items()}
+    hosts = [f for f in targets if not f.on_gpu] or list(targets)
+    while sum(whole.values()) < total:
+        form = max(hosts, key=lambda f: exact[f] - whole[f])
+        whole[form] += 1
+    return whole
+
+
+def _appended(members: Sequence[int], requests: Sequence[Request], epochs: Sequence[Epoch]) -> list[tuple[int, int]]:
+    """(epoch, request) of each block begun in decode, in time order."""
+    begun: list[tuple[int, int]] = []
+    for r in members:
+        prompt, gen = requests[r].prompt_len, requests[r].gen_len
+        for block in range(blocks_for(prompt), blocks_for(prompt + gen - 1)):
+            begun.append((block * BLOCK_TOKENS - prompt + 1, r))  # step t stores token prompt + t - 1
+    begun.sort(key=lambda item: item[0])
+    ends = [epoch.last for epoch in epochs]
+    placed, e = [], 0
+    for step, r in begun:
+        # A block begun at step t is read from step t + 1 on.
+        while e < len(ends) - 1 and step + 1 > ends[e]:
+            e += 1
+        placed.append((e, r))
+    return placed
+
+
+def _neediest(
+    forms: list[CacheForm], held: dict[CacheForm, int], targets: Targets, e: int, limits: dict[CacheForm, int]
+) -> CacheForm:
+    """The form whose share of what is held falls furthest below its target share at epoch `e`."""
+    allowed = [f for f in forms if not f.on_gpu or held[f] < limits.get(f, 0)]
+    total = (sum(held.values()) + 1) / max(sum(targets[f, e] for f in forms), SLACK)
+    return max(allowed or forms, key=lambda f: targets[f, e] * total - held[f])
+
+
+def _grouped(
+    members: Sequence[int], requests: Sequence[Request], blocks: dict[int, list[CacheForm]]
+) -> tuple[RequestGroup, ...]:
+    alike: dict[tuple[int, int, tuple[CacheForm, ...]], list[int]] = defaultdict(list)
+    for r in members:
+        alike[requests[r].prompt_len, requests[r].gen_len, tuple(blocks[r])].append(r)
+    return tuple(RequestGroup(tuple(rs), p, g, b) for (p, g, b), rs in alike.items())

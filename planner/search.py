@@ -1,0 +1,233 @@
+"""Finds the number of mini-batches, by branch and bound over intervals of it, and the split for it.
+
+Every interval has a bound from the average-bin relaxation. The interval with the lowest bound is halved until it is
+one number, which is then solved exactly. The search ends when no interval left can beat the best plan found: its
+result is within `TOLERANCE` of the best number of mini-batches, and the bound holds for all of them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, replace
+
+from planner.bins import AverageBin, exact_bins
+from planner.composition import compose
+from planner.costs import CostModel
+from planner.decisions import Decisions, PrefillPass, chunk_prompts, spread_layers
+from planner.epochs import make_epochs
+from planner.forms import BLOCK_TOKENS, CacheForm
+from planner.ilp import Bin, Split, SplitProblem, solve
+from planner.memory import gpu_lines, planned_bytes, workspace_elements
+from planner.placement import MiniBatch
+from planner.rounding import place_blocks
+from planner.workload import Workload
+
+TOLERANCE = 1e-3
+PREFILL_CHUNK_TOKENS = 2048
+"""Rows at which GEMM rates have levelled off in every profile: larger chunks only need more workspace."""
+MAX_EXACT_SOLVES = 6
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller may fix instead of leaving it to the solver."""
+
+    act_share: float | None = None
+    mini_batches: int | None = None
+    max_resident_layers: int | None = None
+    weight_slots: int = 2
+    cache_slots: int = 2
+    store_slots: int = 2
+    simplicity: float = 0.003
+    """Of plans this close to the best, take the one with the fewest mini-batches: fewer operations, same speed."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best decisions found and the bound that holds for all choices."""
+
+    decisions: Decisions
+    objective_s: float
+    bound_s: float
+    exact_solves: int
+
+
+class Search:
+    """One job to plan: a cost model (hardware and model), a workload, the allowed forms and the options."""
+
+    def __init__(self, costs: CostModel, workload: Workload, forms: tuple[CacheForm, ...], options: Options) -> None:
+        self.costs, self.workload, self.forms, self.options = costs, workload, forms, options
+        self.requests = workload.requests
+        self.epochs = make_epochs([(r.prompt_len, r.gen_len) for r in self.requests])
+        self.average = AverageBin(costs, self.requests, self.epochs)
+        self.longest_prompt = max(r.prompt_len for r in self.requests)
+        self.prompt_tokens = workload.total_prompt_tokens
+
+    # ---- the search ------------------------------------------------------------------------------
+
+    def run(self) -> Found | None:
+        """None when no number of mini-batches is feasible."""
+        fixed = self.options.mini_batches
+        low, high = (fixed, fixed) if fixed else (1, len(self.requests))
+        heap: list[tuple[float, int, int]] = []
+        self._push(heap, low, high)
+        best: Found | None = None
+        proven: list[float] = []
+        solves = 0
+        while heap:
+            bound, lo, hi = heapq.heappop(heap)
+            if best and (bound >= best.objective_s * (1 - TOLERANCE) or solves >= MAX_EXACT_SOLVES):
+                proven.append(bound)
+                break
+            if lo < hi:
+                middle = (lo + hi) // 2
+                self._push(heap, lo, middle)
+                self._push(heap, middle + 1, hi)
+                continue
+            proven.append(bound)
+            solves += 1
+            found = self._solve_for(lo)
+            if found and (best is None or found[1] < best.objective_s):
+                best = Found(found[0], found[1], 0.0, solves)
+        if best is None:
+            return None
+        bound = min([*proven, best.objective_s])
+        return replace(self._simpler(best), bound_s=bound, exact_solves=solves)
+
+    def _simpler(self, best: Found) -> Found:
+        """Fewer mini-batches at nearly the same time, trying 1, 2, 4, ..."""
+        count = 1
+        while self.options.mini_batches is None and count < len(best.decisions.mini_batches):
+            found = self._solve_for(count)
+            if found and found[1] <= best.objective_s * (1 + self.options.simplicity):
+                return Found(found[0], found[1], 0.0, 0)
+            count *= 2
+        return best
+
+    def _push(self, heap: list[tuple[float, int, int]], lo: int, hi: int) -> None:
+        split = solve(self.relaxed(lo, hi))
+        if split:
+            heapq.heappush(heap, (split.bound_s, lo, hi))
+
+    def relaxed(self, lo: int, hi: int) -> SplitProblem:
+        """The relaxation of every composition of `lo` to `hi` mini-batches."""
+        return self._problem((self.average.at(lo, hi),), lo, rows=-(-len(self.requests) // hi), roomy=False)
+
+    # ---- one number of mini-batches --------------------------------------------------------------
+
+    def _solve_for(self, count: int) -> tuple[Decisions, float] | None:
+        sizes = [-(-r.positions // BLOCK_TOKENS) for r in self.requests]
+        batches = compose(sizes, count)
+        bins, indices = exact_bins(self.costs, self.requests, self.epochs, batches)
+        rows = max(len(members) for members in batches)
+        for roomy in (True, False):
+            problem = self._problem(bins, count, rows, roomy)
+            # Rounding to whole blocks can overshoot a full budget by a little: then plan with that much less.
+            for _ in range(4):
+                split = solve(problem)
+                if split is None:
+                    break
+                decisions = self._decide(split, batches, indices, roomy)
+                over = planned_bytes(gpu_lines(self.costs.model, decisions)) - self.costs.hardware.gpu.budget_bytes
+                if over <= 0:
+                    return self._widest_passes(decisions, roomy), split.objective_s
+                margin = problem.fixed_decode_bytes + over, problem.prefill_bytes + over
+                problem = replace(problem, fixed_decode_bytes=margin[0], prefill_bytes=margin[1])
+        return None
+
+    def _problem(self, bins: tuple[Bin, ...], batches: int, rows: int, roomy: bool) -> SplitProblem:
+        model, options = self.costs.model, self.options
+        e = model.element_bytes
+        width = max((f.width(model) for f in self.forms if not f.on_gpu), default=0)
+        chunk, passed = self._prefill_tokens(roomy)
+        sampled = len(self.requests) if roomy else 1
+        fixed = len(self.requests) * model.hidden + workspace_elements(model, rows, rows)
+        # The bound must not charge store slots that a plan without host blocks does not need.
+        store = options.store_slots * width if roomy else 0
+        prefill = passed * model.hidden + workspace_elements(model, chunk, min(sampled, chunk)) + store * chunk
+        return SplitProblem(
+            model=model,
+            hardware=self.costs.hardware,
+            forms=self.forms,
+            epochs=self.epochs,
+            bins=bins,
+            weight_slots=options.weight_slots,
+            cache_slots=options.cache_slots,
+            fixed_decode_bytes=e * (fixed + store * rows),
+            prefill_bytes=e * prefill,
+            prefill_compute_s=self._prefill_compute_s(chunk if roomy else self.prompt_tokens),
+            prefill_sweeps=-(-self.prompt_tokens // passed) if roomy else 1,
+            pieces_per_layer=max(1, batches - options.cache_slots + 1),
+            act_share=options.act_share,
+            max_resident_layers=options.max_resident_layers,
+        )
+
+    # ---- prefill ---------------------------------------------------------------------------------
+
+    def _prefill_tokens(self, roomy: bool) -> tuple[int, int]:
+        """Tokens of a chunk and of a pass: `roomy` ones run at full rate and hide the weights, else the least."""
+        if not roomy:
+            return self.longest_prompt, self.longest_prompt
+        chunk = min(max(self.longest_prompt, PREFILL_CHUNK_TOKENS), self.prompt_tokens)
+        per_token = self.costs.projections(chunk).seconds / chunk
+        hiding = self.costs.h2d(self.costs.model.layer_bytes) / per_token
+        return chunk, min(self.prompt_tokens, chunk * max(1, -(-int(hiding) // chunk)))
+
+    def _prefill_compute_s(self, chunk: int) -> float:
+        """Projections at the rate of `chunk` rows and exact attention, all layers."""
+        model = self.costs.model
+        chunks = self.prompt_tokens / chunk
+        attention = sum(
+            len(alike) * self.costs.prefill_attention(prompt).seconds
+            for (prompt, _), alike in self.workload.classes().items()
+        )
+        per_layer = chunks * self.costs.projections(chunk).seconds + attention
+        return model.layers * per_layer + self.costs.sample(len(self.requests)).seconds
+
+    def _widest_passes(self, decisions: Decisions, roomy: bool) -> Decisions:
+        """Let prefill use every byte that decode's buffers and the rest of the budget leave it."""
+        model = self.costs.model
+        lines = gpu_lines(model, decisions)
+        # Not `planned_bytes`: prefill may grow up to the whole budget.
+        taken = sum(line.nbytes for line in lines if line.phase == "always")
+        others = sum(line.nbytes for line in lines if line.phase == "prefill" and not line.name.startswith("hidden"))
+        margin = (len(lines) + 1) * 256
+        room = self.costs.hardware.gpu.budget_bytes - taken - others - margin
+        tokens = min(self.prompt_tokens, room // (model.hidden * model.element_bytes))
+        chunk, least = self._prefill_tokens(roomy)
+        return replace(decisions, prefill_passes=self._passes(decisions.mini_batches, chunk, max(tokens, least)))
+
+    def _passes(self, batches: tuple[MiniBatch, ...], chunk: int, passed: int) -> tuple[PrefillPass, ...]:
+        prompts = {i: r.prompt_len for i, r in enumerate(self.requests)}
+        return chunk_prompts(batches, prompts, chunk, passed)
+
+    # ---- integers --------------------------------------------------------------------------------
+
+    def _decide(self, split: Split, batches: list[list[int]], indices: list[list[int]], roomy: bool) -> Decisions:
+        model, options = self.costs.model, self.options
+        placed: dict[int, MiniBatch] = {}
+        for b, members_of in enumerate(indices):
+            for position, index in enumerate(members_of):
+                targets = {
+                    (f, e): split.blocks[b, f.name, e] / len(members_of)
+                    for f in self.forms for e in range(len(self.epochs))
+                } or {(f, 0): split.final[b, f.name] / len(members_of) for f in self.forms}  # fmt: skip
+                limits = {f: _share(split.final[b, f.name], position, len(members_of)) for f in self.forms if f.on_gpu}
+                placed[index] = place_blocks(batches[index], self.requests, self.epochs, targets, limits)
+        ordered = tuple(placed[i] for i in range(len(batches)))
+        streams = split.resident_layers < model.layers
+        chunk, passed = self._prefill_tokens(roomy)
+        return Decisions(
+            mini_batches=ordered,
+            prefill_passes=self._passes(ordered, chunk, passed),
+            resident_layers=spread_layers(split.resident_layers, model.layers),
+            weight_slots=options.weight_slots if streams else 0,
+            cache_slots=options.cache_slots,
+            store_slots=options.store_slots,
+        )
+
+
+def _share(total: float, position: int, count: int) -> int:
+    """Whole blocks for one of `count` mini-batches so that together they take floor(total)."""
+    whole = int(total + 1e-6)
+    return whole * (position + 1) // count - whole * position // count
