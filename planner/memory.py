@@ -10,6 +10,7 @@ from planner.forms import ACT_GPU, ACT_HOST, BLOCK_TOKENS, FORMS, KV_GPU, KV_HOS
 from planner.model import ModelSpec
 
 Phase = Literal["always", "prefill", "decode"]
+TOKEN_BYTES = 8
 ALIGNMENT = 256
 """Every tensor starts at a multiple of this many bytes (coalesced loads on every GPU)."""
 
@@ -103,6 +104,7 @@ def gpu_lines(model: ModelSpec, decisions: Decisions) -> list[MemoryLine]:
     kv_block, act_block = (BLOCK_TOKENS * form.token_bytes(model) for form in (KV_HOST, ACT_HOST))
     return [
         MemoryLine("embedding, head and final norm", model.outer_bytes),
+        MemoryLine("token ids", TOKEN_BYTES * sum(g.token_ids for b in decisions.mini_batches for g in b.groups)),
         MemoryLine("resident layers", resident * model.layer_bytes),
         MemoryLine("weight slots", decisions.weight_slots * model.layer_bytes),
         MemoryLine("act@gpu blocks", pool_bytes(model, decisions, ACT_GPU)),

@@ -25,6 +25,11 @@ class RequestGroup:
     """The form of each block in position order, up to the last cached token (prompt_len + gen_len - 1)."""
 
     @property
+    def token_ids(self) -> int:
+        """Tokens of the whole group, prompts and generated ones."""
+        return len(self.requests) * (self.prompt_len + self.gen_len)
+
+    @property
     def prompt_blocks(self) -> int:
         return blocks_for(self.prompt_len)
 

@@ -1,0 +1,142 @@
+"""The CPU device: an arena stands in for GPU memory, and a paced thread for each direction of the link.
+
+Transfers are real copies, overlap is real concurrency and hazards are real races; only the link's speed is set.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from planner.errors import RunError
+from planner.hardware import HardwareProfile
+from planner.operation import STREAMS
+from runtime.device import Device, Ticket, Work
+
+Delay = Callable[[str], float]
+"""Seconds to sleep before an operation of the named stream: injected by tests."""
+
+
+@dataclass
+class CpuTicket:
+    """Ends once; remembers when, and what it failed with."""
+
+    done: threading.Event = field(default_factory=threading.Event)
+    start_s: float = 0.0
+    end_s: float = 0.0
+    error: BaseException | None = None
+
+    def wait(self) -> None:
+        self.done.wait()
+        if self.error is not None:
+            raise RunError(f"an operation failed: {self.error}") from self.error
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long a transfer takes on the modelled link."""
+
+    bytes_per_s: float
+    latency_s: float
+
+    def seconds(self, nbytes: int) -> float:
+        return self.latency_s + nbytes / self.bytes_per_s
+
+
+_Item = tuple[Work, Sequence[Ticket], int, CpuTicket]
+
+
+class _Worker:
+    """One stream: a thread that runs its queue in order."""
+
+    def __init__(self, name: str, pace: Pace | None, delay: Delay | None) -> None:
+        self.name, self.pace, self.delay = name, pace, delay
+        self.items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self.free_at = 0.0
+        self.thread = threading.Thread(target=self._run, name=f"stream-{name}", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        torch.set_num_threads(1)  # per thread: one core computes, the other carries the link
+        with torch.inference_mode():
+            while (item := self.items.get()) is not None:
+                work, waits, nbytes, ticket = item
+                try:
+                    for wait in waits:
+                        wait.wait()
+                    self._execute(work, nbytes, ticket)
+                except BaseException as error:  # handed to whoever waits
+                    ticket.error = error
+                ticket.done.set()
+
+    def _execute(self, work: Work, nbytes: int, ticket: CpuTicket) -> None:
+        if self.delay:
+            time.sleep(self.delay(self.name))
+        # A late wake-up must not slow the link down: the next transfer starts where the last one ended on paper.
+        now = time.perf_counter()
+        ticket.start_s = max(now, self.free_at) if self.pace else now
+        work()
+        ticket.end_s = time.perf_counter()
+        if self.pace:
+            paced = ticket.start_s + self.pace.seconds(nbytes)
+            if paced > ticket.end_s:
+                time.sleep(paced - ticket.end_s)
+                ticket.end_s = paced
+            self.free_at = ticket.end_s
+
+
+class CpuDevice(Device):
+    """Three threads: compute, and one for each direction of the link at the pace of the profile."""
+
+    kind = "cpu"
+    torch_device = torch.device("cpu")
+
+    def __init__(self, h2d: Pace | None, d2h: Pace | None, delay: Delay | None = None) -> None:
+        """`None` for a direction copies as fast as memory allows."""
+        paces = {"h2d": h2d, "d2h": d2h}
+        self._workers = {name: _Worker(name, paces.get(name), delay) for name in STREAMS}
+        self._zero = time.perf_counter()
+        self._last: dict[str, CpuTicket] = {}
+
+    @classmethod
+    def of(cls, hardware: HardwareProfile, delay: Delay | None = None) -> CpuDevice:
+        link = hardware.link
+        latency = link.latency_s.value
+        return cls(Pace(link.h2d_bytes_per_s.value, latency), Pace(link.d2h_bytes_per_s.value, latency), delay)
+
+    def slab(self, place: str, nbytes: int) -> torch.Tensor:
+        try:
+            return torch.empty(nbytes, dtype=torch.uint8)
+        except RuntimeError:
+            raise RunError(f"the {place} arena of {nbytes:,} bytes does not fit this machine's memory") from None
+
+    def launch(self, stream: str, work: Work, waits: Sequence[Ticket], nbytes: int = 0) -> Ticket:
+        ticket = CpuTicket()
+        self._workers[stream].items.put((work, waits, nbytes, ticket))
+        self._last[stream] = ticket
+        return ticket
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        target.copy_(source)
+
+    def start_clock(self) -> None:
+        self._zero = time.perf_counter()
+
+    def span_s(self, ticket: Ticket) -> tuple[float, float]:
+        assert isinstance(ticket, CpuTicket)
+        return ticket.start_s - self._zero, ticket.end_s - self._zero
+
+    def synchronize(self) -> None:
+        for ticket in list(self._last.values()):
+            ticket.wait()
+
+    def close(self) -> None:
+        for worker in self._workers.values():
+            worker.items.put(None)
+        for worker in self._workers.values():
+            worker.thread.join(timeout=60)

@@ -1,0 +1,163 @@
+"""The arithmetic and the transfers of decode operations, each as work for a stream."""
+
+from __future__ import annotations
+
+import torch
+
+from planner.decisions import Decisions
+from planner.forms import ACT_GPU, ACT_HOST, KV_GPU, KV_HOST, CacheForm
+from planner.model import ModelSpec
+from planner.operation import Operation
+from runtime.attention import attend_segment, attend_self, merge
+from runtime.batch import GroupStep, StepView, step_view
+from runtime.buffers import DecodeBuffers
+from runtime.cache import Cache
+from runtime.device import Device
+from runtime.layers.base import Layers
+from runtime.store import WeightStore
+from runtime.tokens import Tokens
+
+
+class Decode:
+    """Handlers of load_act, load_kv, rebuild, forward, store, embed and sample in decode steps."""
+
+    def __init__(
+        self, model: ModelSpec, decisions: Decisions, layers: Layers, device: Device,
+        weights: WeightStore, cache: Cache, buffers: DecodeBuffers, tokens: Tokens,
+    ) -> None:  # fmt: skip
+        self.model, self.layers, self.device = model, layers, device
+        self.weights, self.cache, self.buffers, self.tokens = weights, cache, buffers, tokens
+        self._views: dict[int, tuple[int, StepView]] = {}
+
+    def view(self, op: Operation) -> StepView:
+        """The layout of this step and mini-batch, made once for all layers."""
+        step, view = self._views.get(op.part, (0, None))
+        if view is None or step != op.step:
+            view = step_view(self.cache.groups[op.part], op.step, self.model)
+            self._views[op.part] = (op.step, view)
+        return view
+
+    # ---- link ------------------------------------------------------------------------------------
+
+    def load(self, op: Operation, view: StepView) -> None:
+        """Host blocks of one form into a slot, packed group after group."""
+        form = ACT_HOST if op.kind == "load_act" else KV_HOST
+        slot = (self.buffers.act_slots if form is ACT_HOST else self.buffers.kv_slots)[op.slot]
+        for group in view.groups:
+            tokens = group.padded(form)
+            if tokens:
+                source = group.cache.regions[form].part(op.layer, 0, group.rows, tokens)
+                self.device.copy(self._packed(slot, group, form), source)
+
+    def store(self, op: Operation, view: StepView) -> None:
+        """New tokens from the store slot into their rooms on the host."""
+        slot = self.buffers.store[op.slot]
+        for group in view.groups:
+            if not group.new_form.on_gpu:
+                self.device.copy(self._room_of_new(op, group), self._stored(slot, group))
+
+    def _room_of_new(self, op: Operation, group: GroupStep) -> torch.Tensor:
+        """[rows, width]: where this step's tokens of a group are kept."""
+        region = group.cache.regions[group.new_form]
+        return region.part(op.layer, 0, group.rows, 1, group.new_offset)[:, 0]
+
+    def _stored(self, slot: torch.Tensor, group: GroupStep) -> torch.Tensor:
+        width = group.new_form.width(self.model)
+        return slot[group.store : group.store + group.rows * width].view(group.rows, width)
+
+    def _packed(self, slot: torch.Tensor, group: GroupStep, form: CacheForm) -> torch.Tensor:
+        """[rows, padded tokens, width] of a group in a slot, or in the rebuilt buffer."""
+        starts = {KV_HOST: group.kv_slot, ACT_HOST: group.act_slot, ACT_GPU: group.rebuilt_gpu}
+        tokens = group.padded(form)
+        return slot[starts[form] : starts[form] + group.rows * tokens].view(group.rows, tokens, -1)
+
+    # ---- compute ---------------------------------------------------------------------------------
+
+    def embed(self, op: Operation, view: StepView) -> None:
+        """The newest token of every active request."""
+        ids, positions = self.tokens.newest(op.part, op.step)
+        self.layers.embed(self.weights.outer, ids, positions, self._hidden(op, view))
+
+    def rebuild(self, op: Operation, view: StepView) -> None:
+        """K and V of every token kept as an activation: one product for all that was staged, one per group on GPU."""
+        w = self.weights.views(op.layer, op.weights)
+        if view.act_slot_tokens:
+            staged = self.buffers.act_slots[self._act_slot(op)][: view.act_slot_tokens]
+            self.layers.project_kv(w, staged, self.buffers.rebuilt[: view.act_slot_tokens])
+        for group in view.groups:
+            tokens = group.padded(ACT_GPU)
+            if tokens:
+                kept = group.cache.regions[ACT_GPU].part(op.layer, 0, group.rows, tokens)
+                out = self._packed(self.buffers.rebuilt, group, ACT_GPU)
+                if kept.is_contiguous():
+                    self.layers.project_kv(w, kept.flatten(0, 1), out.flatten(0, 1))
+                else:
+                    for one, into in zip(kept, out, strict=True):
+                        self.layers.project_kv(w, one, into)
+
+    @staticmethod
+    def _act_slot(op: Operation) -> int:
+        return next(slot for name, slot in op.reads if name == "act")
+
+    @staticmethod
+    def _kv_slot(op: Operation) -> int | None:
+        return next((slot for name, slot in op.reads if name == "kv"), None)
+
+    def forward(self, op: Operation, view: StepView) -> None:
+        """One layer for the newest tokens, attention to everything cached included."""
+        w, space = self.weights.views(op.layer, op.weights), self.buffers.space
+        space.reset()
+        hidden = self._hidden(op, view)
+        normed = self.layers.normed(w, hidden, space)
+        query, new_kv = self.layers.split_qkv(self.layers.project_qkv(w, normed, space))
+        attended = space.take(view.rows, self.model.d_q)
+        kv_slot = self._kv_slot(op)
+        staged = None if kv_slot is None else self.buffers.kv_slots[kv_slot]
+        for group in view.groups:
+            rows = slice(group.first_row, group.first_row + group.rows)
+            attended[rows] = self._attend(op, group, query[rows], new_kv[rows], staged)
+            kept = normed if group.new_form.rebuilt else new_kv
+            self._keep(op, group, kept[rows])
+        self.layers.finish(w, hidden, attended, space)
+
+    def _keep(self, op: Operation, group: GroupStep, rows: torch.Tensor) -> None:
+        """The new tokens of a group, in the form that the plan gives their block."""
+        if group.new_form.on_gpu:
+            self._room_of_new(op, group).copy_(rows)
+        else:
+            self._stored(self.buffers.store[op.slot], group).copy_(rows)
+
+    def _attend(
+        self, op: Operation, group: GroupStep, query: torch.Tensor, new_kv: torch.Tensor, staged: torch.Tensor | None
+    ) -> torch.Tensor:
+        """[rows, d_q] of one group: its segments, wherever they lie, and the new token itself."""
+        m = self.model
+        shaped = query.reshape(group.rows, m.kv_heads, m.gqa_group, m.head_dim)
+        parts = [attend_self(shaped, *self._heads(new_kv.unsqueeze(1)))]
+        for form in (KV_GPU, KV_HOST, ACT_HOST, ACT_GPU):
+            tokens = group.tokens(form)
+            if not tokens:
+                continue
+            if form is KV_GPU:
+                segment = group.cache.regions[form].part(op.layer, 0, group.rows, tokens)
+            else:
+                where = staged if form is KV_HOST else self.buffers.rebuilt
+                assert where is not None
+                segment = self._packed(where, group, form)[:, :tokens]
+            parts.append(attend_segment(shaped, *self._heads(segment)))
+        return merge(parts).reshape(group.rows, m.d_q)
+
+    def _heads(self, kv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[R, n, 2 d_kv] as keys and values [R, kv_heads, n, head_dim], views both."""
+        shaped = kv.unflatten(2, (2, self.model.kv_heads, self.model.head_dim))
+        return shaped[:, :, 0].transpose(1, 2), shaped[:, :, 1].transpose(1, 2)
+
+    def sample(self, op: Operation, view: StepView) -> None:
+        """The next token of every active request."""
+        space = self.buffers.space
+        space.reset()
+        logits = self.layers.logits(self.weights.outer, self._hidden(op, view), space)
+        self.tokens.choose(op.part, op.step, logits)
+
+    def _hidden(self, op: Operation, view: StepView) -> torch.Tensor:
+        return self.buffers.hidden[op.part][: view.rows]
