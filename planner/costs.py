@@ -57,7 +57,7 @@ class CostModel:
 
     def _decode_forward(self, rows: int, cached_tokens: int) -> OpCost:
         """One layer for `rows` new tokens that attend to `cached_tokens` cached ones in all."""
-        return self.projections(rows) + self.decode_attention(cached_tokens) + self._overhead()
+        return self.projections(rows) + self.decode_attention(cached_tokens) + self._forward_overhead()
 
     def decode_attention(self, cached_tokens: int) -> OpCost:
         """Reading K and V of every cached token once."""
@@ -70,7 +70,7 @@ class CostModel:
 
     def _prefill_forward(self, prompts: tuple[int, ...]) -> OpCost:
         """One layer over whole prompts of the given lengths, causal attention included."""
-        cost = self.projections(sum(prompts)) + self._overhead()
+        cost = self.projections(sum(prompts)) + self._forward_overhead()
         for tokens in prompts:
             cost += self.prefill_attention(tokens)
         return cost
@@ -117,6 +117,9 @@ class CostModel:
 
     def _overhead(self) -> OpCost:
         return OpCost(self.hardware.gpu.achieved.op_overhead_s.value)
+
+    def _forward_overhead(self) -> OpCost:
+        return OpCost(self.hardware.gpu.achieved.forward_overhead_s.value)
 
 
 def extrapolations(costs: CostModel, gemm_rows: Sequence[int], cached_tokens: Sequence[int]) -> list[str]:

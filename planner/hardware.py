@@ -56,6 +56,8 @@ class Achieved(Strict):
     """Device memory, bytes read plus bytes written per second, by a copy far larger than the caches."""
     op_overhead_s: Count
     """What one operation of the engine costs beside its arithmetic (launches, Python)."""
+    forward_overhead_s: Count
+    """The same for an operation that runs a whole layer."""
 
 
 class Gpu(Strict):
@@ -198,9 +200,11 @@ class HardwareProfile(Strict):
             node = data
             *parents, leaf = path.split(".")
             for part in parents:
-                node = node.get(part, {})
+                below = node.get(part)
+                node = below if isinstance(below, dict) else {}
             if not isinstance(node.get(leaf), dict) or "value" not in node[leaf]:
-                raise InputError("no such number in a profile", where=path, cure=nearest(leaf, node))
+                cure = nearest(leaf, node or data)
+                raise InputError("no such number in a profile", where=path, cure=cure)
             node[leaf] = {"value": float(value), "kind": "assumed", "source": "set by the caller"}
         return validate(HardwareProfile, data, self.id)
 

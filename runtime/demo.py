@@ -1,0 +1,146 @@
+"""The demo: profile this machine, scale OPT-30B on an RTX 4090 down to it, plan and execute three policies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from planner import report
+from planner.costs import CostModel
+from planner.files import dump_yaml, write_whole
+from planner.hardware import HardwareProfile, load_hardware
+from planner.model import ModelSpec, load_model
+from planner.planning import make_plan
+from planner.policies import POLICIES
+from planner.scale import Ratios, scaled_link, scaled_model, scaled_workload
+from planner.search import Options
+from planner.trace import write_trace
+from planner.workload import Workload
+from runtime.execution import Execution, execute
+from runtime.profiler import Profiler, Request
+
+Progress = Callable[[int, int, str], None]
+
+TARGET = ("opt-30b", "rtx4090-pcie4", 128, 1024)
+"""Model, hardware, requests and prompt length whose ratios the demo keeps."""
+HIDDEN, LAYERS, VOCAB, REQUESTS = 512, 4, 2048, 16
+GEN_LEN, CURVE_GEN_LEN = 14, 6
+CURVE_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SLOT_MINI_BATCHES = 4
+"""The GPU arena holds the slots of this many mini-batches and little more: as on the card, most does not fit."""
+STREAMED = Options(max_resident_layers=0)
+"""The arena could keep a model of four layers; the card cannot keep the forty-eight that it stands for."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo measured."""
+
+    hardware: HardwareProfile
+    ratios: Ratios
+    runs: list[Execution]
+    curve: list[Execution]
+    folder: Path
+
+    @property
+    def mean_step_error(self) -> float:
+        """Mean over the policies of |predicted / measured - 1| of the decode step."""
+        errors = [abs(float(run.result()["error"]["decode_step_s"])) for run in self.runs]
+        return sum(errors) / len(errors)
+
+    @property
+    def order_holds(self) -> bool:
+        """True when the policies rank by measured throughput as they were predicted to."""
+        predicted = sorted(self.runs, key=lambda r: -r.plan.prediction.throughput_tokens_per_s)
+        return predicted == sorted(self.runs, key=lambda r: -r.measured.throughput_tokens_per_s)
+
+    def result(self) -> dict[str, Any]:
+        """As `demo --json` prints it."""
+        return {
+            "scale_model_of": self.hardware.scale_model_of,
+            "rebuild_over_kv": self.ratios.rebuild_over_kv,
+            "weights_over_kv": self.ratios.weights_over_kv,
+            "policies": [run.result() for run in self.runs],
+            "curve": [
+                {"act_share": r.plan.prediction.act_share, "predicted_decode_step_s": r.plan.prediction.decode_step_s,
+                 "measured_decode_step_s": r.measured.decode_step_s}
+                for r in self.curve
+            ],
+            "mean_decode_step_error": self.mean_step_error,
+            "order_holds": self.order_holds,
+            "machine": self.hardware.machine,
+            "files": [str(path) for path in sorted(self.folder.iterdir())],
+        }  # fmt: skip
+
+    def report(self) -> RenderableType:
+        """For people."""
+        link = self.hardware.link.h2d_bytes_per_s.value
+        parts: list[RenderableType] = [
+            Text(
+                f"Scale model of {self.hardware.scale_model_of}: link paced at {report.size(link)}/s, "
+                f"rebuild : K/V transfer = {self.ratios.rebuild_over_kv:.2f}, "
+                f"weights : K/V of the batch = {self.ratios.weights_over_kv:.2f}. Ratios carry over, speeds do not."
+            ),
+            report.policies_report([run.plan for run in self.runs]),
+            report.errors_report([(run.plan.policy, run.result()) for run in self.runs]),
+            *(report.streams_report(run.plan.policy, run.predicted, run.measured) for run in self.runs),
+            Text(
+                f"Decode step, mean error of {len(self.runs)} policies: {self.mean_step_error:.1%}; "
+                f"measured order {'as' if self.order_holds else 'NOT as'} predicted"
+            ),
+            Text("Written: " + ", ".join(str(path) for path in sorted(self.folder.iterdir()))),
+        ]
+        return Group(*parts)
+
+
+def run_demo(folder: Path, progress: Progress) -> Demo:
+    """Measure, plan, execute, compare; writes profile, plans, trace, plot and results into `folder`."""
+    stages = Profiler.STAGES + len(POLICIES) + len(CURVE_SHARES)
+    model = scaled_model(load_model(TARGET[0]), HIDDEN, LAYERS, VOCAB)
+    request = Request(device="cpu", hidden=HIDDEN, heads=HIDDEN // 64, profile_id="this-machine")
+    profile = Profiler(request, lambda done, _, text: progress(done, stages, f"profile: {text}")).run()
+    ratios = Ratios.of(CostModel(load_hardware(TARGET[1]), load_model(TARGET[0])), TARGET[2] * TARGET[3])
+    what = f"{TARGET[0]} on {TARGET[1]}, {TARGET[2]} requests of {TARGET[3]} tokens"
+    hardware = _with_budget(scaled_link(profile, model, ratios, what), model, ratios)
+    write_whole(folder / "profile.yaml", dump_yaml(hardware.to_plain()))
+    done = Profiler.STAGES
+    runs, curve = [], []
+    job = scaled_workload(model, ratios, REQUESTS, GEN_LEN)
+    for name, policy in POLICIES.items():
+        progress(done, stages, name)
+        plan = make_plan(hardware, model, job, policy, STREAMED)
+        plan.write(folder / f"plan-{name}.yaml")
+        runs.append(execute(plan))
+        done += 1
+    short = scaled_workload(model, ratios, REQUESTS, CURVE_GEN_LEN)
+    for share in CURVE_SHARES:
+        progress(done, stages, f"ACT share {share:.0%}")
+        curve.append(execute(make_plan(hardware, model, short, POLICIES["hybrid"], replace(STREAMED, act_share=share))))
+        done += 1
+    best = max(runs, key=lambda run: run.measured.throughput_tokens_per_s)
+    write_trace(folder / "trace.json", {"predicted": best.predicted, "measured": best.measured})
+    demo = Demo(hardware, ratios, runs, curve, folder)
+    _plot(demo, folder / "demo.png")
+    write_whole(folder / "results.json", json.dumps(demo.result(), indent=1))
+    return demo
+
+
+def _with_budget(hardware: HardwareProfile, model: ModelSpec, ratios: Ratios) -> HardwareProfile:
+    """An arena in which the slots fit and most of the cache does not."""
+    job: Workload = scaled_workload(model, ratios, REQUESTS, GEN_LEN)
+    cache = job.total_prompt_tokens * model.kv_bytes_per_token_layer
+    slots = 4 * cache // SLOT_MINI_BATCHES
+    return hardware.with_values(**{"gpu.memory.usable_bytes": float(model.outer_bytes + 3 * model.layer_bytes + slots)})
+
+
+def _plot(demo: Demo, path: Path) -> None:
+    """Throughput per policy, and the measured V-curve with the planned point on it."""
+    from runtime.plots import demo_figure  # noqa: PLC0415  (matplotlib is optional)
+
+    demo_figure(demo.runs, demo.curve, path)

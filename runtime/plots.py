@@ -1,0 +1,57 @@
+"""Figures of runs, legible in grey."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from runtime.execution import Execution
+
+PREDICTED, MEASURED = "#9ecae1", "#08519c"
+
+
+def demo_figure(runs: Sequence[Execution], curve: Sequence[Execution], path: Path) -> None:
+    """Left: throughput per policy. Right: decode step over the ACT share, and the planned point."""
+    figure, (bars, line) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    _policies(bars, runs)
+    _curve(line, runs, curve)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _policies(axes: Axes, runs: Sequence[Execution]) -> None:
+    width = 0.38
+    for offset, label, colour, values in (
+        (-width / 2, "predicted", PREDICTED, [r.plan.prediction.throughput_tokens_per_s for r in runs]),
+        (width / 2, "measured", MEASURED, [r.measured.throughput_tokens_per_s for r in runs]),
+    ):
+        found = axes.bar([i + offset for i in range(len(runs))], values, width, label=label, color=colour)
+        axes.bar_label(found, fmt="%.1f", fontsize=8)
+    axes.set_xticks(range(len(runs)), [run.plan.policy for run in runs])
+    axes.set_ylabel("generated tokens per second")
+    axes.set_title("Throughput per policy")
+    axes.legend()
+
+
+def _curve(axes: Axes, runs: Sequence[Execution], curve: Sequence[Execution]) -> None:
+    shares = [100 * run.plan.prediction.act_share for run in curve]
+    predicted = [1e3 * run.plan.prediction.decode_step_s for run in curve]
+    axes.plot(shares, predicted, "--", color=PREDICTED, marker="o", label="predicted")
+    measured = [1e3 * run.measured.decode_step_s for run in curve]
+    axes.plot(shares, measured, "-", color=MEASURED, marker="s", label="measured")
+    for run in runs:
+        if run.plan.policy == "hybrid":
+            point = (100 * run.plan.prediction.act_share, 1e3 * run.measured.decode_step_s)
+            axes.plot(*point, "*", color="black", markersize=14, label="planned by hybrid, measured")
+    axes.set_xlabel("share of the cache kept as activations (%)")
+    axes.set_ylabel("decode step (ms)")
+    axes.set_ylim(bottom=0)
+    axes.set_title("Decode step over the ACT share")
+    axes.legend()

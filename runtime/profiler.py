@@ -1,0 +1,314 @@
+"""Measures what the cost model uses, with the engine's own kernels, and writes it as a hardware profile."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from planner.errors import InputError
+from planner.files import validate
+from planner.hardware import HardwareProfile
+from runtime.attention import attend_prompt, attend_segment
+from runtime.overhead import engine_overheads
+from runtime.profile_link import LinkRates, measure_link
+
+Progress = Callable[[int, int, str], None]
+"""(stages done, stages in all, what is being measured)."""
+Number = dict[str, Any]
+
+GEMM_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+PROMPTS = (32, 64, 128, 256, 512, 1024)
+CACHED = ((2, 32), (4, 64), (8, 128), (8, 256), (8, 512), (16, 512))
+"""(requests, context) of the decode attention table; its size is their product."""
+ROUNDS = 5
+"""Every quantity is measured this often, in turn with all others, so that a slow spell of the machine hits all."""
+COPY_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure: the kernel shapes of one model width, and the link to assume or measure."""
+
+    device: str
+    hidden: int = 512
+    heads: int = 8
+    dtype: str = "float32"
+    link_bytes_per_s: float | None = None
+    """CPU only: the pace of the link; None for the speed of a copy."""
+    gpu_bytes: int | None = None
+    """A smaller budget than the device has."""
+    profile_id: str = "measured"
+
+
+@dataclass
+class Series:
+    """Repeated timings of one piece of work."""
+
+    work: float
+    """FLOP or bytes in one run."""
+    seconds: list[float]
+
+    @property
+    def rate(self) -> float:
+        return self.work / statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range over median."""
+        if len(self.seconds) < 4:
+            return (max(self.seconds) - min(self.seconds)) / statistics.median(self.seconds)
+        low, middle, high = statistics.quantiles(self.seconds, n=4)
+        return (high - low) / middle
+
+
+class Timer:
+    """Times calls on the device, long enough to be read and after a warm-up."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def seconds(self, call: Callable[[], object], least_s: float = 0.004) -> float:
+        """Seconds of one call, from as many as fill `least_s`."""
+        self._timed(call, 1)
+        once = self._timed(call, 1)
+        repeats = max(1, min(1000, int(least_s / max(once, 1e-7))))
+        return self._timed(call, repeats) if repeats > 1 else min(once, self._timed(call, 1))
+
+    def _timed(self, call: Callable[[], object], repeats: int) -> float:
+        self._synchronize()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        self._synchronize()
+        return (time.perf_counter() - start) / repeats
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class Operands:
+    """Random operands from ever new memory, so that every kernel is timed with cold caches, as in a run:
+    weights and cache of a model that does not fit are never in a cache when they are needed."""
+
+    BYTES = 2**28
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._source = torch.randn(self.BYTES // dtype.itemsize, device=device, dtype=torch.float32).to(dtype)
+        self._target = torch.empty_like(self._source)
+        self._at = {id(self._source): 0, id(self._target): 0}
+
+    def take(self, *shape: int) -> torch.Tensor:
+        """A random tensor that was not used lately."""
+        return self._next(self._source, shape)
+
+    def result(self, *shape: int) -> torch.Tensor:
+        """Uninitialised room for a result that was not used lately."""
+        return self._next(self._target, shape)
+
+    def _next(self, flat: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        size = prod(shape)
+        start = self._at[id(flat)]
+        if start + size > flat.numel():
+            start = 0
+        self._at[id(flat)] = start + -(-size // 64) * 64
+        return flat[start : start + size].view(shape)
+
+
+class Profiler:
+    """One measurement of one device."""
+
+    STAGES = ROUNDS + 2
+
+    def __init__(self, request: Request, progress: Progress) -> None:
+        if request.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("this machine has no CUDA device", where="--device", cure="Use --device cpu")
+        self.request, self.progress = request, progress
+        self.device = torch.device(request.device)
+        self.dtype: torch.dtype = getattr(torch, request.dtype)
+        self.timer = Timer(self.device)
+        self.series: dict[tuple[str, float], Series] = {}
+        self.operands = Operands(self.device, self.dtype)
+
+    def run(self) -> HardwareProfile:
+        """Measure everything; about 20 s on one CPU core."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with torch.inference_mode():
+                for turn in range(ROUNDS):
+                    self.progress(turn, self.STAGES, f"kernels, round {turn + 1} of {ROUNDS}")
+                    self._round()
+                self.progress(ROUNDS, self.STAGES, "link")
+                link = measure_link(self.device, self.request.link_bytes_per_s)
+                self.progress(ROUNDS + 1, self.STAGES, "engine overhead")
+                overheads = engine_overheads(self.device.type)
+        finally:
+            torch.set_num_threads(threads)
+        return validate(HardwareProfile, self._profile(link, overheads), "profile")
+
+    # ---- measurements ----------------------------------------------------------------------------
+
+    def _round(self) -> None:
+        d = self.request.hidden
+        for rows in GEMM_ROWS:
+            self._time("gemm", rows, 4.0 * rows * d * d, partial(self._product, rows, d))
+        self._attention()
+        source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=self.device)
+        target = torch.empty_like(source)
+        # Read plus written: the cost model counts both.
+        self._time("memory", COPY_BYTES, 2.0 * COPY_BYTES, partial(target.copy_, source))
+
+    def _attention(self) -> None:
+        heads, head_dim = self.request.heads, self.request.hidden // self.request.heads
+        for requests, context in CACHED:
+            nbytes = 2.0 * requests * context * self.request.hidden * self.dtype.itemsize
+            shape = (requests, context, 2, heads, head_dim)
+            self._time("decode", requests * context, nbytes, partial(self._attend, shape))
+        for prompt in PROMPTS:
+            flops = 2.0 * prompt * prompt * self.request.hidden
+            self._time("prefill", prompt, flops, partial(self._attend_prompt, (1, prompt, heads, head_dim)))
+
+    def _time(self, name: str, size: float, work: float, call: Callable[[], object]) -> None:
+        self.series.setdefault((name, size), Series(work, [])).seconds.append(self.timer.seconds(call))
+
+    def _product(self, rows: int, d: int) -> None:
+        take = self.operands.take
+        torch.addmm(take(2 * d), take(rows, d), take(2 * d, d).t(), out=self.operands.result(rows, 2 * d))
+
+    def _attend(self, shape: tuple[int, ...]) -> None:
+        requests, _, _, heads, head_dim = shape
+        keys, values = (part.transpose(1, 2) for part in self.operands.take(*shape).unbind(2))
+        attend_segment(self.operands.take(requests, heads, 1, head_dim), keys, values)
+
+    def _attend_prompt(self, shape: tuple[int, ...]) -> None:
+        attend_prompt(self.operands.take(*shape), self.operands.take(*shape), self.operands.take(*shape))
+
+
+    # ---- the profile -----------------------------------------------------------------------------
+
+    def _profile(self, link: LinkRates, overheads: tuple[list[float], list[float]]) -> dict[str, Any]:
+        gpu_bytes, nominal = self._gpu_memory()
+        cpu = self.device.type == "cpu"
+        method = "hybridserve profile"
+        return {
+            "schema_version": 1,
+            "id": self.request.profile_id,
+            "description": f"measured by {method} on {_device_name(self.device)}",
+            "machine": machine_facts(self.device),
+            "gpu": {
+                "name": _device_name(self.device),
+                "device": self.device.type,
+                "datasheet": {"flops": {}},
+                "memory": {
+                    "nominal_bytes": _said(nominal, "derived", "memory of the device"),
+                    "usable_bytes": _said(gpu_bytes, "assumed" if cpu else "derived", "budget of the arena"),
+                    "context_reserve_bytes": _said(
+                        0 if cpu else self._context_bytes(), "derived", "what is in use before the first tensor"
+                    ),
+                },
+                "achieved": {
+                    "gemm_flops_by_rows": {self.request.dtype: self._curve("gemm")},
+                    "prefill_attention_flops_by_tokens": self._curve("prefill"),
+                    "decode_attention_bytes_per_s_by_tokens": self._curve("decode"),
+                    "memory_bytes_per_s": self._number(self.series["memory", COPY_BYTES], "copy, read plus written"),
+                    "op_overhead_s": self._overhead(overheads[0], "embedding"),
+                    "forward_overhead_s": self._overhead(overheads[1], "forward"),
+                },
+            },
+            "link": {"name": link.name, **link.numbers},
+            "host": {
+                "name": platform.node() or "host",
+                "total_bytes": _said(host_memory_bytes(), "derived", "memory of the machine or its container"),
+                "reserve_bytes": _said(2**30, "assumed", "left to the operating system and Python"),
+                "pin_rounding": "exact",
+            },
+        }
+
+    def _curve(self, name: str) -> Number:
+        found = sorted((size, series) for (kind, size), series in self.series.items() if kind == name)
+        return {
+            "kind": "measured",
+            "source": f"hybridserve profile, {self.request.dtype}, hidden {self.request.hidden}",
+            "date": datetime.date.today().isoformat(),
+            "runs": ROUNDS,
+            "spread": round(statistics.median(series.spread for _, series in found), 4),
+            "points": [[float(size), float(f"{series.rate:.5g}")] for size, series in found],
+        }
+
+    def _number(self, series: Series, what: str) -> Number:
+        return {
+            "value": float(f"{series.rate:.5g}"),
+            "kind": "measured",
+            "source": f"hybridserve profile: {what}",
+            "date": datetime.date.today().isoformat(),
+            "runs": len(series.seconds),
+            "spread": round(series.spread, 4),
+        }
+
+    def _overhead(self, seconds: list[float], what: str) -> Number:
+        number = self._number(Series(1.0, seconds), f"{what} of a model with next to no arithmetic")
+        return {**number, "value": float(f"{statistics.median(seconds):.5g}")}
+
+    def _gpu_memory(self) -> tuple[int, int]:
+        """(usable, nominal) bytes."""
+        if self.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self.device)
+            return min(self.request.gpu_bytes or free, free), total
+        nominal = host_memory_bytes()
+        return min(self.request.gpu_bytes or nominal // 4, nominal), nominal
+
+    def _context_bytes(self) -> int:
+        free, total = torch.cuda.mem_get_info(self.device)
+        return max(0, min(total - free, 2**31) // 4)
+
+
+def machine_facts(device: torch.device) -> dict[str, str]:
+    """What a later reader needs to know where a measurement was taken."""
+    facts = {
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if device.type == "cuda":
+        facts |= {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name(device)}
+    return facts
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"one core of {_processor()}"
+
+
+def host_memory_bytes() -> int:
+    """Memory of this machine, or of its container where that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        if limit.exists() and (text := limit.read_text().strip()).isdigit():
+            total = min(total, int(text))
+    return total
+
+
+def _said(value: float, kind: str, source: str) -> Number:
+    return {"value": float(value), "kind": kind, "source": source}
