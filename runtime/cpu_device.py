@@ -124,6 +124,9 @@ class CpuDevice(Device):
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         target.copy_(source)
 
+    def ready(self) -> None:
+        """Nothing to do: the arena is the budget."""
+
     def start_clock(self) -> None:
         self._zero = time.perf_counter()
 

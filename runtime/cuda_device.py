@@ -35,16 +35,17 @@ class CudaDevice(Device):
         self._streams = {name: torch.cuda.Stream(self.torch_device) for name in STREAMS}
         self._zero = torch.cuda.Event(enable_timing=True)
         self._registered: list[torch.Tensor] = []
-        if hardware is not None:
-            self._cap(hardware)
+        self._usable_bytes = hardware.gpu.memory.usable_bytes.value if hardware else None
+        free, self._total_bytes = torch.cuda.mem_get_info(self.torch_device)
+        self._context_bytes = self._total_bytes - free
         self.start_clock()
 
-    def _cap(self, hardware: HardwareProfile) -> None:
-        """Let the allocator have what the profile calls usable and no more: a bad plan then fails at once."""
-        total = torch.cuda.get_device_properties(self.torch_device).total_memory
-        torch.cuda.set_per_process_memory_fraction(
-            min(1.0, hardware.gpu.memory.usable_bytes.value / total), self.torch_device
-        )
+    def ready(self) -> None:
+        """Let the allocator have what the profile calls usable, less the context: a bad plan then fails at once."""
+        torch.cuda.empty_cache()
+        if self._usable_bytes is not None:
+            share = (self._usable_bytes - self._context_bytes) / self._total_bytes
+            torch.cuda.set_per_process_memory_fraction(min(1.0, max(share, 0.0)), self.torch_device)
 
     def slab(self, place: str, nbytes: int) -> torch.Tensor:
         try:

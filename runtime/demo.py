@@ -27,13 +27,13 @@ from runtime.profiler import Profiler, Request
 
 Progress = Callable[[int, int, str], None]
 
-TARGET = ("opt-30b", "rtx4090-pcie4", 128, 1024)
+TARGET = ("opt-30b", "rtx4090-pcie4", 128, 768)
 """Model, hardware, requests and prompt length whose ratios the demo keeps."""
 HIDDEN, LAYERS, VOCAB, REQUESTS = 512, 4, 2048, 16
-GEN_LEN, CURVE_GEN_LEN = 14, 6
+GEN_LEN, CURVE_GEN_LEN = 16, 7
 CURVE_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-SLOT_MINI_BATCHES = 4
-"""The GPU arena holds the slots of this many mini-batches and little more: as on the card, most does not fit."""
+SLOTS_SHARE = 0.9
+"""Arena beside weights, as a share of the whole batch's K and V in one layer: room for slots, hardly for residents."""
 STREAMED = Options(max_resident_layers=0)
 """The arena could keep a model of four layers; the card cannot keep the forty-eight that it stands for."""
 
@@ -107,7 +107,7 @@ def run_demo(folder: Path, progress: Progress) -> Demo:
     profile = Profiler(request, lambda done, _, text: progress(done, stages, f"profile: {text}")).run()
     ratios = Ratios.of(CostModel(load_hardware(TARGET[1]), load_model(TARGET[0])), TARGET[2] * TARGET[3])
     what = f"{TARGET[0]} on {TARGET[1]}, {TARGET[2]} requests of {TARGET[3]} tokens"
-    hardware = _with_budget(scaled_link(profile, model, ratios, what), model, ratios)
+    hardware = _with_arena(scaled_link(profile, model, ratios, what), model, ratios)
     write_whole(folder / "profile.yaml", dump_yaml(hardware.to_plain()))
     done = Profiler.STAGES
     runs, curve = [], []
@@ -131,12 +131,12 @@ def run_demo(folder: Path, progress: Progress) -> Demo:
     return demo
 
 
-def _with_budget(hardware: HardwareProfile, model: ModelSpec, ratios: Ratios) -> HardwareProfile:
+def _with_arena(hardware: HardwareProfile, model: ModelSpec, ratios: Ratios) -> HardwareProfile:
     """An arena in which the slots fit and most of the cache does not."""
     job: Workload = scaled_workload(model, ratios, REQUESTS, GEN_LEN)
     cache = job.total_prompt_tokens * model.kv_bytes_per_token_layer
-    slots = 4 * cache // SLOT_MINI_BATCHES
-    return hardware.with_values(**{"gpu.memory.usable_bytes": float(model.outer_bytes + 3 * model.layer_bytes + slots)})
+    arena = model.outer_bytes + 2 * model.layer_bytes + SLOTS_SHARE * cache
+    return hardware.with_values(**{"gpu.memory.usable_bytes": float(round(arena))})
 
 
 def _plot(demo: Demo, path: Path) -> None:

@@ -40,6 +40,10 @@ class Device(ABC):
         """Copy between host and GPU, within work on a link stream. Rows may be strided, each is contiguous."""
 
     @abstractmethod
+    def ready(self) -> None:
+        """Weights are loaded: from here on hold the device to its budget, where it can be held."""
+
+    @abstractmethod
     def start_clock(self) -> None:
         """Time zero of the spans."""
 

@@ -68,6 +68,7 @@ class Engine:
         self.prefill = Prefill(*shared, prefill, self.tokens)
         self.decode = Decode(*shared, decode, self.tokens)
         self.weights.fill(source)
+        device.ready()
 
     def run(self, prompts: Sequence[Sequence[int]], progress: Progress | None = None) -> Result:
         """Greedy generation for every request. `prompts` are token ids, of the lengths the plan was made for."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.optimize import isotonic_regression
 
 from planner.errors import InputError
 from planner.files import validate
@@ -34,6 +35,8 @@ CACHED = ((2, 32), (4, 64), (8, 128), (8, 256), (8, 512), (16, 512))
 ROUNDS = 5
 """Every quantity is measured this often, in turn with all others, so that a slow spell of the machine hits all."""
 COPY_BYTES = 2**28
+WORKSPACE_BYTES = 2**29
+"""CUDA: left to library workspaces and small temporaries beside the arena."""
 
 
 @dataclass(frozen=True)
@@ -107,23 +110,18 @@ class Operands:
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._source = torch.randn(self.BYTES // dtype.itemsize, device=device, dtype=torch.float32).to(dtype)
         self._target = torch.empty_like(self._source)
-        self._at = {id(self._source): 0, id(self._target): 0}
+        self._at = 0
 
     def take(self, *shape: int) -> torch.Tensor:
         """A random tensor that was not used lately."""
-        return self._next(self._source, shape)
+        size = prod(shape)
+        start = self._at if self._at + size <= self._source.numel() else 0
+        self._at = start + -(-size // 64) * 64
+        return self._source[start : start + size].view(shape)
 
     def result(self, *shape: int) -> torch.Tensor:
-        """Uninitialised room for a result that was not used lately."""
-        return self._next(self._target, shape)
-
-    def _next(self, flat: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        size = prod(shape)
-        start = self._at[id(flat)]
-        if start + size > flat.numel():
-            start = 0
-        self._at[id(flat)] = start + -(-size // 64) * 64
-        return flat[start : start + size].view(shape)
+        """Room for a result: always the same, as a run keeps writing into the same buffers."""
+        return self._target[: prod(shape)].view(shape)
 
 
 class Profiler:
@@ -138,6 +136,7 @@ class Profiler:
         self.device = torch.device(request.device)
         self.dtype: torch.dtype = getattr(torch, request.dtype)
         self.timer = Timer(self.device)
+        self._in_use = _in_use_bytes(self.device)
         self.series: dict[tuple[str, float], Series] = {}
         self.operands = Operands(self.device, self.dtype)
 
@@ -215,13 +214,15 @@ class Profiler:
                     "nominal_bytes": _said(nominal, "derived", "memory of the device"),
                     "usable_bytes": _said(gpu_bytes, "assumed" if cpu else "derived", "budget of the arena"),
                     "context_reserve_bytes": _said(
-                        0 if cpu else self._context_bytes(), "derived", "what is in use before the first tensor"
+                        0 if cpu else self._in_use + WORKSPACE_BYTES,
+                        "derived",
+                        "none: the arena is only memory" if cpu else "context in use at the start, and workspaces",
                     ),
                 },
                 "achieved": {
-                    "gemm_flops_by_rows": {self.request.dtype: self._curve("gemm")},
-                    "prefill_attention_flops_by_tokens": self._curve("prefill"),
-                    "decode_attention_bytes_per_s_by_tokens": self._curve("decode"),
+                    "gemm_flops_by_rows": {self.request.dtype: self._curve("gemm", rising=True)},
+                    "prefill_attention_flops_by_tokens": self._curve("prefill", rising=True),
+                    "decode_attention_bytes_per_s_by_tokens": self._curve("decode", rising=False),
                     "memory_bytes_per_s": self._number(self.series["memory", COPY_BYTES], "copy, read plus written"),
                     "op_overhead_s": self._overhead(overheads[0], "embedding"),
                     "forward_overhead_s": self._overhead(overheads[1], "forward"),
@@ -236,15 +237,19 @@ class Profiler:
             },
         }
 
-    def _curve(self, name: str) -> Number:
-        found = sorted((size, series) for (kind, size), series in self.series.items() if kind == name)
+    def _curve(self, name: str, rising: bool) -> Number:
+        found = sorted(((size, series) for (kind, size), series in self.series.items() if kind == name), key=_size)
+        rates = [series.rate for _, series in found]
+        if rising:
+            # A larger product is never really slower: dips are noise, and a plan would chase them.
+            rates = isotonic_regression(rates).x.tolist()
         return {
             "kind": "measured",
             "source": f"hybridserve profile, {self.request.dtype}, hidden {self.request.hidden}",
             "date": datetime.date.today().isoformat(),
             "runs": ROUNDS,
             "spread": round(statistics.median(series.spread for _, series in found), 4),
-            "points": [[float(size), float(f"{series.rate:.5g}")] for size, series in found],
+            "points": [[float(size), float(f"{rate:.5g}")] for (size, _), rate in zip(found, rates, strict=True)],
         }
 
     def _number(self, series: Series, what: str) -> Number:
@@ -264,14 +269,23 @@ class Profiler:
     def _gpu_memory(self) -> tuple[int, int]:
         """(usable, nominal) bytes."""
         if self.device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(self.device)
-            return min(self.request.gpu_bytes or free, free), total
+            total = torch.cuda.mem_get_info(self.device)[1]
+            return min(self.request.gpu_bytes or total, total), total
         nominal = host_memory_bytes()
         return min(self.request.gpu_bytes or nominal // 4, nominal), nominal
 
-    def _context_bytes(self) -> int:
-        free, total = torch.cuda.mem_get_info(self.device)
-        return max(0, min(total - free, 2**31) // 4)
+
+
+def _size(item: tuple[float, Series]) -> float:
+    return item[0]
+
+
+def _in_use_bytes(device: torch.device) -> int:
+    """Bytes taken on a GPU before anything is allocated: contexts, and other programs."""
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
 
 
 def machine_facts(device: torch.device) -> dict[str, str]:

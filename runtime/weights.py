@@ -27,20 +27,34 @@ class Source(Protocol):
 
 
 class RandomWeights:
-    """Seeded normal weights, the same for every tensor whatever else is drawn, norms near one."""
+    """Seeded normal weights, each tensor's values independent of what else is drawn, norms near one.
 
-    def __init__(self, seed: int, device: torch.device, spread: float = 0.05) -> None:
-        self.seed, self.device, self.spread = seed, device, spread
+    Matrices are scaled to their width, embeddings are small beside them: what a layer adds then outweighs the token
+    it came from, and generated text does not fall into repeating one token.
+    """
+
+    EMBEDDING_SPREAD = 0.02
+    VECTOR_SPREAD = 0.1
+    GAIN = 1.5
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.seed, self.device = seed, device
 
     def fill(self, name: str, layer: int | None, into: torch.Tensor) -> None:
         # A tensor's own seed: its values do not depend on the order of filling or on residency.
         own = hash_seed(f"{self.seed}/{layer}/{name}")
         generator = torch.Generator(self.device).manual_seed(own)
         draw = torch.randn(into.shape, generator=generator, device=self.device, dtype=torch.float32)
-        draw *= self.spread
+        draw *= self._spread(layer, into)
         if "norm" in name and name.endswith("weight"):
             draw += 1.0
         into.copy_(draw.to(into.dtype))
+
+
+    def _spread(self, layer: int | None, into: torch.Tensor) -> float:
+        if into.dim() < 2:
+            return self.VECTOR_SPREAD
+        return self.EMBEDDING_SPREAD if layer is None else float(self.GAIN / into.shape[1] ** 0.5)
 
 
 def hash_seed(text: str) -> int:

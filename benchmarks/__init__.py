@@ -1,0 +1,1 @@
+"""What produces every figure in README and docs; `results/` holds its records."""

@@ -1,0 +1,36 @@
+"""Records of measured runs: what was predicted, what was measured, where and with which versions."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+from planner.files import write_whole
+from runtime.execution import Execution
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def record(run: Execution, split: str, **more: Any) -> dict[str, Any]:
+    """One executed plan. `split` is `calibrate` or `validate`."""
+    return {
+        "split": split,
+        "date": datetime.date.today().isoformat(),
+        "machine": run.plan.hardware.machine,
+        "model": run.plan.model.name,
+        "requests": len(run.plan.workload),
+        "prompt_len": run.plan.workload.requests[0].prompt_len,
+        "gen_len": run.plan.workload.requests[0].gen_len,
+        "gpu_budget_bytes": run.plan.hardware.gpu.budget_bytes,
+        **more,
+        **{k: v for k, v in run.result().items() if k not in ("why", "made_for")},
+    }
+
+
+def write(name: str, document: Any) -> Path:
+    """Write `results/name`; returns its path."""
+    path = RESULTS / name
+    write_whole(path, json.dumps(document, indent=1))
+    return path
