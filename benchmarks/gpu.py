@@ -23,7 +23,8 @@ from planner.planning import make_plan
 from planner.policies import POLICIES
 from planner.workload import Workload
 from runtime.execution import Execution, execute
-from runtime.profiler import Profiler, Request, host_memory_bytes
+from runtime.machine import host_memory_bytes
+from runtime.profiler import Profiler, Request
 
 out = Console()
 

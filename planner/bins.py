@@ -56,19 +56,20 @@ class AverageBin:
         self.costs = costs
         self.whole = demand_of([(r.prompt_len, r.gen_len) for r in requests], epochs)
         self.largest = max(r.positions for r in requests)
+        self._requests = len(requests)
         self._envelope = _lower_envelope(costs, len(requests))
         self._rebuild_s = _cheapest_rebuild(costs, int(self.whole.final_blocks) + 1)
 
     def at(self, fewest: int, most: int) -> Bin:
         """A bin no dearer, and needing no larger slots, than any composition of `fewest` to `most` mini-batches."""
-        counts = np.arange(fewest, most + 1)
         layers = self.costs.model.layers
         compute = np.zeros_like(self.whole.rows)
         for e, (rows, tokens) in enumerate(zip(self.whole.rows, self.whole.cached_tokens, strict=True)):
             if rows <= 0:
                 continue
-            per_batch = np.interp(rows / counts, *self._envelope)
-            compute[e] = float((counts * per_batch).min()) + layers * self._attention_floor(tokens, fewest)
+            # Where requests have ended, so may have whole mini-batches.
+            least = fewest if rows >= self._requests else 1
+            compute[e] = self._cheapest_cut(rows, least, most) + layers * self._attention_floor(tokens, fewest)
         # No transfer or rebuild carries more blocks than the largest mini-batch holds.
         carried = self.whole.final_blocks / fewest + blocks_for(self.largest)
         hardware = self.costs.hardware
@@ -80,10 +81,17 @@ class AverageBin:
             link_s_per_block=layers * hardware.link.latency_s.value / carried,
         )
 
+    def _cheapest_cut(self, rows: float, least: int, most: int) -> float:
+        """min over k in [least, most] of k envelope(rows / k): linear in k between the corners of the envelope."""
+        largest = min(float(most), max(rows, least))
+        corners = [rows / x for x in self._envelope[0] if least < rows / x < largest]
+        cuts = np.array([least, *corners, largest])
+        return float((cuts * np.interp(rows / cuts, *self._envelope)).min())
+
     def _attention_floor(self, tokens: float, fewest: int) -> float:
-        """No composition gathers more tokens in a mini-batch than the mean and one request more."""
+        """No composition gathers more tokens in a mini-batch than the mean, in the end, and one request more."""
         curve = self.costs.hardware.gpu.achieved.decode_attention_bytes_per_s_by_tokens
-        most = tokens / fewest + self.largest
+        most = BLOCK_TOKENS * (self.whole.final_blocks / fewest + blocks_for(self.largest))
         best = max([rate for size, rate in curve.points if size <= most] + [curve.at(most)])
         return tokens * self.costs.model.kv_bytes_per_token_layer / best
 

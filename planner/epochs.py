@@ -37,6 +37,9 @@ class Demand:
     rows: npt.NDArray[np.float64]
     cached_tokens: npt.NDArray[np.float64]
     blocks: npt.NDArray[np.float64]
+    """Blocks of the requests that are still generating."""
+    begun_blocks: npt.NDArray[np.float64]
+    """Blocks of all requests, those of ended ones included: what has been given a form so far."""
     final_blocks: float
     """Blocks in the end, all requests alive: what memory must hold."""
     prompt_blocks: float
@@ -45,7 +48,7 @@ class Demand:
     def scaled(self, factor: float) -> Demand:
         """The same requests, `factor` times as many."""
         return Demand(
-            self.rows * factor, self.cached_tokens * factor, self.blocks * factor,
+            self.rows * factor, self.cached_tokens * factor, self.blocks * factor, self.begun_blocks * factor,
             self.final_blocks * factor, self.prompt_blocks * factor,
         )  # fmt: skip
 
@@ -76,15 +79,18 @@ def demand_of(lengths: Sequence[tuple[int, int]], epochs: Sequence[Epoch]) -> De
     for pair in lengths:
         classes[pair] = classes.get(pair, 0) + 1
     n = len(epochs)
-    rows, cached, blocks = np.zeros(n), np.zeros(n), np.zeros(n)
+    rows, cached, blocks, begun = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
     final = prompts = 0.0
     for (prompt, gen), count in classes.items():
-        final += count * -(-(prompt + gen - 1) // BLOCK_TOKENS)
+        most = -(-(prompt + gen - 1) // BLOCK_TOKENS)
+        final += count * most
         prompts += count * -(-prompt // BLOCK_TOKENS)
         for e, epoch in enumerate(epochs):
             steps = np.arange(epoch.first, min(epoch.last, gen - 1) + 1)
             tokens = prompt + steps - 1
             rows[e] += count * len(steps) / epoch.steps
             cached[e] += count * tokens.sum() / epoch.steps
-            blocks[e] += count * (-(-tokens // BLOCK_TOKENS)).sum() / epoch.steps
-    return Demand(rows, cached, blocks, final, prompts)
+            held = count * (-(-tokens // BLOCK_TOKENS)).sum() / epoch.steps
+            blocks[e] += held
+            begun[e] += held + count * most * (epoch.steps - len(steps)) / epoch.steps
+    return Demand(rows, cached, blocks, begun, final, prompts)

@@ -39,10 +39,13 @@ class RunError(HybridserveError):
     """A run that had to stop."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A cure for a misspelt `name`: the closest of `known`, else all of them."""
+def nearest(name: str, known: Iterable[str], or_else: str = "") -> str:
+    """A cure for a misspelt `name`: the closest of `known`, else all of them; `or_else` is another way out."""
     known = sorted(known)
-    close = get_close_matches(name, known, n=2, cutoff=0.5)
+    begun = [one for one in known if len(name) > 1 and one.startswith(name)]
+    close = begun[:2] or get_close_matches(name, known, n=2, cutoff=0.5)
     if close:
-        return "Did you mean " + " or ".join(repr(c) for c in close) + "?"
-    return "Known: " + ", ".join(known)
+        cure = "Did you mean " + " or ".join(repr(c) for c in close) + "?"
+        return f"{cure} Or {or_else}" if or_else else cure
+    cure = "Known: " + ", ".join(known)
+    return f"{cure}. Or {or_else}" if or_else else cure

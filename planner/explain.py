@@ -75,6 +75,6 @@ def _share(costs: CostModel, policy: Policy, decisions: Decisions) -> list[str]:
         ]
     return [
         f"{share:.0%} ACT: an activation moves {act} bytes where K and V move {kv}, and costs "
-        f"{4 * model.hidden * model.d_kv / 1e6:.0f} MFLOP to rebuild per token and layer; the share is where "
+        f"{4 * model.hidden * model.d_kv / 1e6:.3g} MFLOP to rebuild per token and layer; the share is where "
         "link and GPU finish together, or where memory ends"
     ]

@@ -71,4 +71,8 @@ def _first(search: Search, requests: int) -> Search:
 
 
 def _gib(nbytes: float) -> str:
-    return f"{nbytes / GIB:.2f} GiB"
+    """Binary units, large enough for the number to say something."""
+    for unit, size in (("GiB", GIB), ("MiB", 2.0**20), ("KiB", 2.0**10)):
+        if nbytes >= size / 10:
+            return f"{nbytes / size:.2f} {unit}"
+    return f"{nbytes:.0f} B"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,7 +73,7 @@ def _explain(error: ValidationError, schema: type[BaseModel], where: str) -> Inp
     problems = error.errors()
     # A misspelt key appears twice, as missing and as unknown: the unknown one says more.
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    key = ".".join(str(part) for part in first["loc"]) or "(top level)"
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]") or "(top level)"
     place, value = f"{where}: {key}", first.get("input")
     more = f" ({len(problems) - 1} more problem{'s' if len(problems) > 2 else ''})" if len(problems) > 1 else ""
     kind = first["type"]
@@ -115,11 +114,12 @@ def _fields_at(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]
     """The field names of the nested model that `loc` points into."""
     current: Any = schema
     for part in loc[:-1]:
-        field = getattr(current, "model_fields", {}).get(part)
+        fields = getattr(current, "model_fields", {})
+        field = next((f for name, f in fields.items() if part in (name, f.alias)), None)
         if field is None:
             continue
         current = _model_in(field.annotation) or current
-    return list(getattr(current, "model_fields", {}))
+    return [field.alias or name for name, field in getattr(current, "model_fields", {}).items()]
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
@@ -146,19 +146,34 @@ def content_hash(data: Any) -> str:
 def write_whole(path: Path, text: str) -> None:
     """Write `text` to a temporary file beside `path`, then rename: no reader ever sees half a file."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a device or a pipe cannot be replaced
+            path.write_text(text, encoding="utf-8")
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
+            temporary.write_text(text, encoding="utf-8")
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot write: {reason}", where=str(path), cure="Choose a writable path") from None
+
+
+def check_writable(path: Path) -> None:
+    """InputError where `write_whole` would fail: to be asked before the work is done, not after."""
+    try:
+        if path.is_dir():
+            raise InputError("cannot write: this is a folder", where=str(path), cure="Give a file name in it")
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        if not folder.is_dir():
+            raise InputError(f"cannot write: {folder} is a file, not a folder", where=str(path), cure="Choose another")
+        if not os.access(folder, os.W_OK):
+            raise InputError(f"cannot write: no permission in {folder}", where=str(path), cure="Choose another")
     except OSError as error:
-        cure = "Choose a writable path"
-        raise InputError(f"cannot write: {error.strerror}", where=str(path), cure=cure) from None
+        raise InputError(f"cannot write: {error.strerror}", where=str(path), cure="Choose another") from None
 
 
 def dump_yaml(data: Any) -> str:

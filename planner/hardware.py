@@ -215,11 +215,17 @@ def load_hardware(name_or_file: str) -> HardwareProfile:
     known = hwprofiles.names()
     if name_or_file in known:
         path = hwprofiles.path_of(name_or_file)
-    elif path.suffix not in (".yaml", ".yml") and not path.exists():
-        raise InputError(
-            f"unknown hardware '{name_or_file}'", cure=nearest(name_or_file, known) + " Or give a .yaml file"
-        )
+    elif path.suffix not in (".yaml", ".yml") and not _exists(path):
+        cure = nearest(name_or_file, known, "give a .yaml file")
+        raise InputError(f"unknown hardware '{name_or_file}'", where="hardware", cure=cure)
     return validate(HardwareProfile, _resolved(path, depth=0), str(path))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long, or not ours to look into
+        return False
 
 
 def _resolved(path: Path, depth: int) -> dict[str, Any]:

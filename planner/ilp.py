@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,8 @@ from planner.model import ModelSpec
 Floats = npt.NDArray[np.float64]
 GIB = float(2**30)
 TIE_BREAK = 1e-4
-"""Weight of link seconds in the objective: too small to slow a plan, enough to leave the link alone for nothing."""
+"""Weight of link use and of host blocks in the objective: too small to slow a plan, enough to avoid them for nothing.
+"""
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,28 @@ class SplitProblem:
     act_share: float | None = None
     """Forces this share of the blocks of every mini-batch to be ACT."""
     max_resident_layers: int | None = None
+    head_start_bytes: float = 0.0
+    """Weights that may cross the link before the step that needs them, which the bound must not count in that step."""
+    host_margin_bytes: float = 0.0
+    """Host memory to leave for the rounding of blocks and of pinned slabs."""
+    in_proportion: bool = False
+    """Ended requests held the same mix of forms as the others, as a plan deals them; the relaxation lets them differ.
+    """
+
+    @cached_property
+    def unit_s(self) -> float:
+        """Seconds that count as 1 in the problem: about a step, since solvers take 1e-7 of anything for nothing."""
+        steps = [epoch.steps for epoch in self.epochs]
+        compute = self.prefill_compute_s + sum(float(part.compute_s @ steps) for part in self.bins)
+        return compute / max(sum(steps), 1)
 
 
 @dataclass(frozen=True)
 class Split:
-    """A solution: blocks by (bin, form, epoch), in real numbers, and integers where they were asked for."""
+    """A solution, in real numbers, and integers where they were asked for."""
 
-    blocks: dict[tuple[int, str, int], float]
+    begun: dict[tuple[int, str, int], float]
+    """Blocks by (bin, form, epoch), those of ended requests included, in proportion to the others'."""
     final: dict[tuple[int, str], float]
     resident_layers: int
     objective_s: float
@@ -84,7 +102,7 @@ class Split:
 
 
 class _Model:
-    """The PuLP problem and its variables."""
+    """The PuLP problem and its variables. Times (`..._t`) are in `unit_s`, memory in GiB."""
 
     def __init__(self, data: SplitProblem, relax: bool) -> None:
         self.data = data
@@ -97,13 +115,14 @@ class _Model:
         self.n = {(b, f, e): var(f"n_{b}_{i}_{e}", 0) for b in bins for i, f in enumerate(forms) for e in epochs}
         self.final = {(b, f): var(f"final_{b}_{i}", 0) for b in bins for i, f in enumerate(forms)}
         self.t = {(b, e): var(f"t_{b}_{e}", 0) for b in bins for e in epochs}
-        self.weights_s = {b: var(f"weights_s_{b}", 0) for b in bins}
+        self.early = {(b, e): var(f"early_{b}_{e}", 0) for b in bins for e in epochs if data.head_start_bytes}
+        self.weights_t = {b: var(f"weights_t_{b}", 0) for b in bins}
         self.resident = var("resident_layers", 0, layers if most is None else most, category)
         self.streams = var("any_streamed", 0, 1, category)
         self.kv_slot, self.act_slot = var("kv_slot_gib", 0), var("act_slot_gib", 0)
         self.rebuilt, self.overlay = var("rebuilt_gib", 0), var("overlay_gib", 0)
-        self.prefill_s = var("prefill_s", 0)
-        self.job_s: Any = 0
+        self.prefill_t = var("prefill_t", 0)
+        self.job_t: Any = 0
 
 
 def cover_every_block(m: _Model) -> None:
@@ -118,13 +137,30 @@ def cover_every_block(m: _Model) -> None:
 
 
 def append_only(m: _Model) -> None:
-    """n[b,f,e+1] >= n[b,f,e] while no request of b has ended: a block never changes its form."""
+    """n[b,f,e+1] >= n[b,f,e] while no request of b has ended: a block never changes its form.
+
+    In proportion, with alive[e] = blocks[e] / begun_blocks[e]: n[b,f,e+1] / alive[e+1] >= n[b,f,e] / alive[e], and
+    final[b,f] >= n[b,f,e] / alive[e], whether requests end or not.
+    """
     for b, part in enumerate(m.data.bins):
+        if m.data.in_proportion:
+            for i, f in enumerate(m.data.forms):
+                begun = [m.n[b, f.name, e] * (1 / alive) for e, alive in enumerate(_alive(part)) if alive]
+                for e, (earlier, later) in enumerate(pairwise(begun)):
+                    m.problem += later >= earlier, f"append_{b}_{i}_{e}"
+                if begun:
+                    m.problem += m.final[b, f.name] >= begun[-1], f"append_final_{b}_{i}"
+            continue
         rows = part.demand.rows
         for e in range(len(m.data.epochs) - 1):
             if rows[e + 1] >= rows[e]:
                 for i, f in enumerate(m.data.forms):
                     m.problem += m.n[b, f.name, e + 1] >= m.n[b, f.name, e], f"append_{b}_{i}_{e}"
+
+
+def _alive(part: Bin) -> list[float]:
+    """By epoch: blocks of requests still generating over blocks of all."""
+    return [float(x / y) if y else 0.0 for x, y in zip(part.demand.blocks, part.demand.begun_blocks, strict=True)]
 
 
 def forced_act_share(m: _Model) -> None:
@@ -167,62 +203,76 @@ def gpu_memory(m: _Model) -> None:
 
 
 def host_memory(m: _Model) -> None:
-    """(layers - resident) W + sum final[b,f@host] bytes <= host budget."""
+    """(layers - resident) W + sum final[b,f@host] bytes <= host budget - margin."""
     d = m.data
     held = _sum(
         m.final[b, f.name] * (f.block_bytes(d.model) / GIB)
         for b in range(len(d.bins)) for f in d.forms if not f.on_gpu
     )  # fmt: skip
     streamed = (d.model.layers - m.resident) * (d.model.layer_bytes / GIB)
-    m.problem += streamed + held <= d.hardware.host.budget_bytes / GIB, "host_memory"
+    m.problem += streamed + held <= (d.hardware.host.budget_bytes - d.host_margin_bytes) / GIB, "host_memory"
 
 
 def step_time(m: _Model) -> None:
     """t[b,e] >= cache transfers + share of weights, >= compute + rebuilding, for every bin and epoch.
 
-    sum_b weights_s[b] = (layers - resident) W / h2d: the pieces of a layer may fill any bin's gaps.
+    sum_b weights_t[b] = (layers - resident) W / h2d: the pieces of a layer may fill any bin's gaps.
+    Of the link's time, sum_b,e early[b,e] steps[e] <= head start may fall into an earlier step or into prefill.
     """
     d = m.data
     rate = d.hardware.link.h2d_bytes_per_s.value
     per_layer = d.model.layer_bytes / rate + d.pieces_per_layer * d.hardware.link.latency_s.value
-    m.problem += _sum(m.weights_s.values()) == (d.model.layers - m.resident) * per_layer, "weights_time"
+    m.problem += _sum(m.weights_t.values()) == (d.model.layers - m.resident) * (per_layer / d.unit_s), "weights_time"
+    head_start = d.head_start_bytes / (rate * d.unit_s)
+    m.problem += _sum(early * d.epochs[e].steps for (_, e), early in m.early.items()) <= head_start, "head_start"
     for b, part in enumerate(d.bins):
         for e in range(len(d.epochs)):
-            moved = _sum(m.n[b, f.name, e] * _link_s(d, part, f) for f in d.forms if not f.on_gpu)
-            m.problem += m.t[b, e] >= moved + m.weights_s[b], f"link_{b}_{e}"
-            rebuilt = _sum(m.n[b, f.name, e] * part.rebuild_s_per_block for f in d.forms if f.rebuilt)
-            m.problem += m.t[b, e] >= float(part.compute_s[e]) + rebuilt, f"compute_{b}_{e}"
+            moved = _sum(m.n[b, f.name, e] * _link_t(d, part, f) for f in d.forms if not f.on_gpu)
+            m.problem += m.t[b, e] >= moved + m.weights_t[b] - m.early.get((b, e), 0), f"link_{b}_{e}"
+            rebuilt = _sum(m.n[b, f.name, e] * (part.rebuild_s_per_block / d.unit_s) for f in d.forms if f.rebuilt)
+            m.problem += m.t[b, e] >= float(part.compute_s[e]) / d.unit_s + rebuilt, f"compute_{b}_{e}"
 
 
-def _link_s(d: SplitProblem, part: Bin, form: CacheForm) -> float:
-    """Seconds on the link per block and step, all layers."""
+def _link_t(d: SplitProblem, part: Bin, form: CacheForm) -> float:
+    """Time on the link per block and step, all layers."""
     nbytes = BLOCK_TOKENS * d.model.layers * form.h2d_bytes(d.model)
-    return nbytes / d.hardware.link.h2d_bytes_per_s.value + part.link_s_per_block
+    return (nbytes / d.hardware.link.h2d_bytes_per_s.value + part.link_s_per_block) / d.unit_s
 
 
 def link_use(m: _Model) -> Any:
-    """Seconds on the link in all decode steps: breaks ties towards the plan that moves less."""
+    """Time on the link in all decode steps: breaks ties towards the plan that moves less."""
     d = m.data
     return _sum(
-        epoch.steps * (_sum(m.n[b, f.name, e] * _link_s(d, part, f) for f in d.forms if not f.on_gpu) + m.weights_s[b])
+        epoch.steps * (_sum(m.n[b, f.name, e] * _link_t(d, part, f) for f in d.forms if not f.on_gpu) + m.weights_t[b])
         for b, part in enumerate(d.bins)
         for e, epoch in enumerate(d.epochs)
     )
+
+
+def host_use(m: _Model) -> Any:
+    """Share of the blocks that end up on the host, in prefill times: nothing goes there that need not.
+
+    The link does not see blocks of requests that have ended or that end with prefill, but their stores are real.
+    """
+    d = m.data
+    total = sum(part.demand.final_blocks for part in d.bins)
+    weight = d.prefill_compute_s / d.unit_s / total
+    return _sum(m.final[b, f.name] * weight for b in range(len(d.bins)) for f in d.forms if not f.on_gpu)
 
 
 def prefill_time(m: _Model) -> None:
     """prefill >= compute, >= sweeps * streamed weights / h2d, >= prompt blocks on the host / d2h."""
     d = m.data
     link = d.hardware.link
-    m.problem += m.prefill_s >= d.prefill_compute_s
+    m.problem += m.prefill_t >= d.prefill_compute_s / d.unit_s
     streamed = (d.model.layers - m.resident) * (d.prefill_sweeps * d.model.layer_bytes)
-    m.problem += m.prefill_s >= streamed * (1 / link.h2d_bytes_per_s.value)
+    m.problem += m.prefill_t >= streamed * (1 / (link.h2d_bytes_per_s.value * d.unit_s))
     if d.epochs:
         stored = _sum(
-            m.n[b, f.name, 0] * (f.block_bytes(d.model) * _prompt_part(part) / link.d2h_bytes_per_s.value)
+            m.n[b, f.name, 0] * (f.block_bytes(d.model) * _prompt_part(part) / link.d2h_bytes_per_s.value / d.unit_s)
             for b, part in enumerate(d.bins) for f in d.forms if not f.on_gpu
         )  # fmt: skip
-        m.problem += m.prefill_s >= stored, "prefill_store"
+        m.problem += m.prefill_t >= stored, "prefill_store"
 
 
 def _prompt_part(part: Bin) -> float:
@@ -240,8 +290,8 @@ def build(data: SplitProblem, relax: bool = False) -> _Model:
     """The PuLP model, ready to solve or to print."""
     m = _Model(data, relax)
     steps = [epoch.steps for epoch in data.epochs]
-    m.job_s = _sum(m.t[b, e] * steps[e] for b, e in m.t) + m.prefill_s
-    m.problem += m.job_s + TIE_BREAK * link_use(m), "job_time"
+    m.job_t = _sum(m.t[b, e] * steps[e] for b, e in m.t) + m.prefill_t
+    m.problem += m.job_t + TIE_BREAK * (link_use(m) + host_use(m)), "job_time"
     for family in FAMILIES:
         family(m)
     return m
@@ -256,14 +306,19 @@ def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: f
         return None
     if status != "Optimal" or m.resident.varValue is None:
         raise HybridserveError(f"the solver stopped without a plan: {status}")
-    # link_use <= job time, so the least job time is at least the least tie-broken objective / (1 + TIE_BREAK).
-    objective = float(pulp.value(m.problem.objective))
+    # link_use and host_use <= job time, so the least job time is at least the least objective / (1 + 2 TIE_BREAK).
+    objective = float(pulp.value(m.problem.objective)) * data.unit_s
+    final = {key: max(float(v.varValue), 0.0) for key, v in m.final.items()}
+    alive = [_alive(part) for part in data.bins]
     return Split(
-        blocks={key: max(float(v.varValue), 0.0) for key, v in m.n.items()},
-        final={key: max(float(v.varValue), 0.0) for key, v in m.final.items()},
+        begun={
+            (b, f, e): max(float(v.varValue), 0.0) / alive[b][e] if alive[b][e] else final[b, f]
+            for (b, f, e), v in m.n.items()
+        },
+        final=final,
         resident_layers=round(m.resident.varValue),
-        objective_s=float(pulp.value(m.job_s)),
-        bound_s=objective * (1 - gap) / (1 + TIE_BREAK),
+        objective_s=float(pulp.value(m.job_t)) * data.unit_s,
+        bound_s=objective * (1 - gap) / (1 + 2 * TIE_BREAK),
     )
 
 

@@ -55,7 +55,9 @@ class Sizes:
     def of(cls, model: ModelSpec, decisions: Decisions) -> Sizes:
         shapes = [mini_batch.shapes for mini_batch in decisions.mini_batches]
         chunks = [chunk for chunks in decisions.prefill_passes for chunk in chunks]
+        stored = _stored_elements(model, decisions)
         widths = [0 if form.on_gpu else form.width(model) for form in FORMS]
+        stored = _stored_elements(model, decisions)
         return cls(
             kv_slot_blocks=max(s.peak_blocks(KV_HOST) for s in shapes),
             act_slot_blocks=max(s.peak_blocks(ACT_HOST) for s in shapes),
@@ -65,20 +67,19 @@ class Sizes:
             chunk_tokens=max(chunk.tokens for chunk in chunks),
             chunk_requests=max(len(chunk.requests) for chunk in chunks),
             pass_tokens=max(sum(chunk.tokens for chunk in chunks) for chunks in decisions.prefill_passes),
-            prefill_store_elements=max(_stored_elements(model, decisions, c.requests) for c in chunks),
+            prefill_store_elements=max(sum(stored[r] for r in chunk.requests) for chunk in chunks),
         )
 
 
-def _stored_elements(model: ModelSpec, decisions: Decisions, requests: tuple[int, ...]) -> int:
-    """Elements per layer that prefill of these requests sends to the host, whole blocks."""
-    wanted = set(requests)
-    total = 0
+def _stored_elements(model: ModelSpec, decisions: Decisions) -> dict[int, int]:
+    """Elements per layer that prefill of each request sends to the host, whole blocks."""
+    widths = {form: 0 if form.on_gpu else BLOCK_TOKENS * form.width(model) for form in FORMS}
+    stored: dict[int, int] = {}
     for mini_batch in decisions.mini_batches:
         for group in mini_batch.groups:
-            members = len(wanted.intersection(group.requests))
-            prompt = group.blocks[: group.prompt_blocks]
-            total += members * sum(BLOCK_TOKENS * f.width(model) for f in prompt if not f.on_gpu)
-    return total
+            elements = sum(widths[form] for form in group.blocks[: group.prompt_blocks])
+            stored.update(dict.fromkeys(group.requests, elements))
+    return stored
 
 
 def workspace_elements(model: ModelSpec, rows: int, sampled: int) -> int:

@@ -181,7 +181,7 @@ def _config_path(name_or_dir: str) -> Path:
         raise InputError(f"this folder has no {CONFIG_FILE}", where=name_or_dir, cure=cure)
     if is_folder or is_file or path.suffix == ".json":  # a missing file is reported where it is read
         return path / CONFIG_FILE if is_folder else path
-    cure = f"{nearest(path.name.lower(), known)} Or give a folder with a {CONFIG_FILE}"
+    cure = nearest(path.name.lower(), known, f"give a folder with a {CONFIG_FILE}")
     raise InputError(f"unknown model {name_or_dir!r}", where="model", cure=cure)
 
 

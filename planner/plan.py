@@ -21,9 +21,10 @@ from planner.model import ModelSpec
 from planner.placement import MiniBatch, RequestGroup
 from planner.workload import Workload
 
+Device = Literal["gpu", "host"]
 Index = Annotated[int, Field(ge=0, lt=10**7)]
 Positive = Annotated[int, Field(gt=0, lt=10**13)]
-Seconds = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class MadeFor(Strict):
@@ -40,7 +41,7 @@ class MadeFor(Strict):
 class GroupRecord(Strict):
     """Requests alike in every block, e.g. requests: "0-15,18", blocks: [[act@host, 52], [kv@host, 20]]."""
 
-    requests: str = Field(pattern=r"^\d+(-\d+)?(,\d+(-\d+)?)*$")
+    requests: str = Field(pattern=r"^[0-9]{1,8}(-[0-9]{1,8})?(,[0-9]{1,8}(-[0-9]{1,8})?)*$")
     blocks: list[Annotated[tuple[str, Positive], Field(strict=False)]]
 
 
@@ -89,7 +90,7 @@ class LineRecord(Strict):
 
 
 class MemoryRecord(Strict):
-    capacity_bytes: Positive
+    capacity_bytes: Annotated[int, Field(gt=0, lt=10**18)]
     planned_bytes: Annotated[int, Field(ge=0)]
     lines: list[LineRecord]
 
@@ -104,11 +105,11 @@ class Plan(Strict):
     prediction: Prediction
     bound_total_s: Seconds
     """No choice under this cost model and policy finishes the job sooner."""
-    gap: float
+    gap: Annotated[float, Field(allow_inf_nan=False)]
     """(predicted total - bound) / predicted total: how far at most from the best."""
     solve_s: Seconds
     solver: str
-    memory: dict[Literal["gpu", "host"], MemoryRecord]
+    memory: dict[Device, MemoryRecord]
     decisions_record: DecisionsRecord = Field(alias="decisions")
     workload_record: dict[str, Any] = Field(alias="workload")
     model: ModelSpec
@@ -140,34 +141,37 @@ def read_plan(path: Path) -> Plan:
     """InputError when the file is missing, truncated, edited into contradiction or of another version."""
     data = read_yaml(path, "plan")
     plan = validate(Plan, data, str(path))
-    made = plan.made_for
-    for part, wanted, found in (
-        ("hardware", made.hardware_hash, plan.hardware.content_hash),
-        ("model", made.model_hash, plan.model.content_hash),
-        ("workload", made.workload_hash, plan.workload.content_hash),
-    ):
-        if wanted != found:
-            raise InputError(
-                f"the {part} in this plan is not the one it was made for ({found}, planned for {wanted})",
-                where=f"{path}: {part}",
-                cure="Plan again instead of editing a plan",
-            )
     try:
-        lines = {name: _records(found) for name, found in (
-            ("gpu", gpu_lines(plan.model, plan.decisions)), ("host", host_lines(plan.model, plan.decisions))
-        )}  # fmt: skip
+        _check_made_for(plan)
+        expected = memory_records(plan.model, plan.hardware, plan.decisions)
     except InputError as error:
         raise InputError(error.what, where=f"{path}: {error.where}", cure=error.cure) from None
-    for name, record in plan.memory.items():
-        if record.lines != lines[name]:
+    for name, record in expected.items():
+        if plan.memory.get(name) != record:
             raise InputError(
-                f"the {name} memory lines do not follow from the decisions", where=f"{path}: memory.{name}",
+                f"the {name} memory budget does not follow from the decisions", where=f"{path}: memory.{name}",
                 cure="Plan again instead of editing a plan",
             )  # fmt: skip
     return plan
 
 
-def memory_records(model: ModelSpec, hardware: HardwareProfile, decisions: Decisions) -> dict[str, MemoryRecord]:
+def _check_made_for(plan: Plan) -> None:
+    made = plan.made_for
+    for part, wanted, found in (
+        ("hardware", made.hardware_hash, plan.hardware.content_hash),
+        ("model", made.model_hash, plan.model.content_hash),
+        ("workload", made.workload_hash, plan.workload.content_hash),
+        ("made_for.requests", made.requests, len(plan.workload)),
+    ):
+        if wanted != found:
+            raise InputError(
+                f"the {part} in this plan is not the one it was made for ({found}, planned for {wanted})",
+                where=part,
+                cure="Plan again instead of editing a plan",
+            )
+
+
+def memory_records(model: ModelSpec, hardware: HardwareProfile, decisions: Decisions) -> dict[Device, MemoryRecord]:
     """The budgets of both devices, line by line."""
     gpu, host = gpu_lines(model, decisions), host_lines(model, decisions)
     pinned = sum(pinned_bytes(line.nbytes, hardware.host.pin_rounding) for line in host)

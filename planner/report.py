@@ -1,11 +1,13 @@
-"""Results for people: rich tables."""
+"""Results for people: rich tables that fit 80 columns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -15,11 +17,17 @@ from planner.plan import MemoryRecord, Plan
 from planner.results import TIME_KEYS
 from planner.timeline import Timeline
 
+TIMES = {
+    "throughput_tokens_per_s": "throughput", "total_s": "total", "prefill_s": "prefill", "decode_s": "decode",
+    "decode_step_s": "decode step, mean",
+}  # fmt: skip
+"""What people call the keys of a result."""
+
 
 def seconds(value: float) -> str:
     """A time a person reads at a glance."""
     if value >= 100:
-        return f"{value:.0f} s"
+        return f"{value:,.0f} s"
     if value >= 1:
         return f"{value:.2f} s"
     return f"{value * 1e3:.1f} ms" if value >= 1e-3 else f"{value * 1e6:.0f} us"
@@ -27,49 +35,75 @@ def seconds(value: float) -> str:
 
 def size(nbytes: float) -> str:
     """Decimal units: GB = 10^9 bytes."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= scale:
-            return f"{nbytes / scale:.2f} {unit}"
-    return f"{nbytes:.0f} B"
+    return _scaled(nbytes, "B")
+
+
+def rate(tokens_per_s: float) -> str:
+    """Tokens per second, four digits."""
+    return f"{_digits(tokens_per_s)} tokens/s"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _scaled(value: float, unit: str) -> str:
+    for prefix, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.4g} {prefix}{unit}"
+    return f"{value:.4g} {unit}"
 
 
 def _table(title: str, *columns: str, numeric: int = 1) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.show_edge = False
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i >= numeric else "left")
     return table
 
 
+def _pairs(title: str, rows: Iterable[tuple[str, str]]) -> RenderableType:
+    """Names and values without a frame."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(f"  {name}", value)
+    return Group(Text(f"\n{title}", style="bold"), table)
+
+
+def _bullets(title: str, sentences: Iterable[str]) -> RenderableType:
+    """Sentences that wrap under their own start."""
+    table = Table.grid(padding=(0, 1))
+    for sentence in sentences:
+        table.add_row("  -", sentence)
+    return Group(Text(f"\n{title}", style="bold"), table)
+
+
 def plan_report(plan: Plan) -> RenderableType:
     """A plan: what it predicts, where the memory goes and why it is so."""
     p, made = plan.prediction, plan.made_for
-    head = Text(f"{plan.policy}: {made.model} on {made.hardware}, {made.requests} requests", style="bold")
-    table = _table("Prediction", "quantity", "value")
-    for name, value in (
-        ("throughput", f"{p.throughput_tokens_per_s:.4g} tokens/s"),
-        ("total", seconds(p.total_s)),
+    link, compute = p.streams["h2d"].busy_fraction, p.streams["compute"].busy_fraction
+    title = f"{plan.policy}: {made.model} on {made.hardware}, {made.requests:,} request{'s' * (made.requests > 1)}"
+    prediction = _pairs(title, (
+        ("throughput", rate(p.throughput_tokens_per_s)),
+        ("total", f"{seconds(p.total_s)}, at best {seconds(plan.bound_total_s)} (gap {plan.gap:.2%})"),
         ("prefill", seconds(p.prefill_s)),
-        ("decode step, mean", seconds(p.decode_step_s)),
-        ("bound on the total", f"{seconds(plan.bound_total_s)} (gap {plan.gap:.2%})"),
-        ("activations in the cache", f"{p.act_share:.1%}"),
-        ("mini-batches", f"{len(plan.decisions.mini_batches)}"),
-        ("resident layers", f"{len(plan.decisions.resident_layers)} of {plan.model.layers}"),
-        ("link to the GPU", f"{p.streams['h2d'].busy_fraction:.0%} busy"),
-        ("compute", f"{p.streams['compute'].busy_fraction:.0%} busy"),
+        ("decode", f"{seconds(p.decode_s)}, {seconds(p.decode_step_s)} a step"),
         ("binding", p.binding),
+        ("busy in decode", f"link {link:.0%}, compute {compute:.0%}"),
+        ("cached as activations", f"{p.act_share:.1%}"),
+        ("mini-batches", f"{len(plan.decisions.mini_batches)}"),
+        ("layers on the GPU", f"{len(plan.decisions.resident_layers)} of {plan.model.layers}"),
         ("solved in", seconds(plan.solve_s)),
-    ):
-        table.add_row(name, value)
-    why = Text("\n".join(f"- {reason}" for reason in plan.why))
+    ))  # fmt: skip
     budgets = [memory_report(name, record) for name, record in plan.memory.items()]
-    return Group(head, table, *budgets, Text("Why", style="bold"), why)
+    return Group(prediction, *budgets, _bullets("Why", plan.why))
 
 
 def memory_report(name: str, record: MemoryRecord) -> Table:
     """One budget, line by line."""
     used = record.planned_bytes / record.capacity_bytes
-    table = _table(f"{name} memory: {size(record.planned_bytes)} of {size(record.capacity_bytes)} ({used:.0%})",
-                   "line", "phase", "bytes", numeric=2)  # fmt: skip
+    title = f"{name} memory: {size(record.planned_bytes)} of {size(record.capacity_bytes)} ({used:.0%})"
+    table = _table(title, "line", "phase", "size", numeric=2)
     for line in record.lines:
         if line.bytes:
             table.add_row(line.name, line.phase, size(line.bytes))
@@ -78,44 +112,50 @@ def memory_report(name: str, record: MemoryRecord) -> Table:
 
 def policies_report(plans: Sequence[Plan]) -> Table:
     """Policies side by side."""
-    table = _table("Policies", "policy", "tokens/s", "total", "prefill", "decode step", "ACT", "gap", "binding")
+    made = plans[0].made_for
+    table = _table(
+        f"{made.model} on {made.hardware}, {made.requests:,} requests", "policy", "tokens/s", "total", "prefill",
+        "decode step", "ACT", "gap", "binding",
+    )  # fmt: skip
     best = max(plan.prediction.throughput_tokens_per_s for plan in plans)
     for plan in plans:
         p = plan.prediction
         table.add_row(
-            plan.policy, f"{p.throughput_tokens_per_s:.4g}", seconds(p.total_s), seconds(p.prefill_s),
+            plan.policy, _digits(p.throughput_tokens_per_s), seconds(p.total_s), seconds(p.prefill_s),
             seconds(p.decode_step_s), f"{p.act_share:.0%}", f"{plan.gap:.2%}", p.binding,
             style="bold" if p.throughput_tokens_per_s == best else None,
         )  # fmt: skip
     return table
 
 
+def refusals(reasons: Mapping[str, str]) -> list[RenderableType]:
+    """Policies without a plan, and why."""
+    return [_bullets("Not feasible", (f"{name}: {why}" for name, why in reasons.items()))] if reasons else []
+
+
 def errors_report(rows: Iterable[tuple[str, dict[str, Any]]]) -> Table:
     """Predicted beside measured for every policy: results as `run --json` gives them."""
     table = _table("Predicted and measured", "policy", "quantity", "predicted", "measured", "error", numeric=2)
     for policy, result in rows:
+        shown = policy
         for key in TIME_KEYS:
-            if not result["measured"][key]:
-                continue
-            shown = seconds if key.endswith("_s") and not key.endswith("per_s") else _plain
-            table.add_row(
-                policy, key, shown(result[key]), shown(result["measured"][key]), f"{result['error'][key]:+.1%}"
-            )
+            found = result["measured"][key]
+            if found:
+                unit = rate if key == "throughput_tokens_per_s" else seconds
+                table.add_row(shown, TIMES[key], unit(result[key]), unit(found), f"{result['error'][key]:+.1%}")
+                shown = ""
         table.add_section()
     return table
 
 
-def _plain(value: float) -> str:
-    return f"{value:.4g}"
-
-
 def streams_report(name: str, predicted: Timeline, measured: Timeline) -> Table:
-    """Each stream while decoding: predicted and measured time busy and achieved rate."""
+    """Each stream while decoding, or in prefill where nothing is decoded: time busy and achieved rate."""
+    phase = "decode" if predicted.decode_steps else "prefill"
     table = _table(
-        f"{name}: streams while decoding", "stream", "busy, predicted", "busy, measured", "error", "rate, predicted",
-        "rate, measured",
+        f"{name}: streams in {phase}, predicted and measured", "stream", "busy", "measured", "error", "rate",
+        "measured",
     )  # fmt: skip
-    left, right = predicted.use("decode"), measured.use("decode")
+    left, right = predicted.use(phase), measured.use(phase)
     for stream, one in left.items():
         other = right[stream]
         if not one.busy_s and not other.busy_s:
@@ -136,18 +176,61 @@ def kinds_report(name: str, predicted: Timeline, measured: Timeline) -> Table:
     left, right = predicted.by_kind(), measured.by_kind()
     for kind, value in left.items():
         found = right.get(kind, 0.0)
-        if value or found:
+        if value:
             table.add_row(kind, seconds(value), seconds(found), f"{value / found - 1:+.1%}" if found else "-")
     return table
 
 
+# ---- what there is ---------------------------------------------------------------------------------
+
+
+SECTIONS = ("gpu.datasheet.", "gpu.memory.", "gpu.achieved.", "link.", "host.")
+
+
 def hardware_report(hardware: HardwareProfile) -> RenderableType:
     """Every number of a profile with where it comes from."""
-    table = _table(f"{hardware.id}: {hardware.description}", "key", "value", "kind", "source", numeric=9)
-    for key, node in _numbers(hardware.to_plain(), ""):
-        value = f"{node['value']:.5g}" if "value" in node else f"{len(node['points'])} points"
-        table.add_row(key, value, node["kind"], node["source"])
-    return table
+    parts: list[RenderableType] = [Text(f"{hardware.id}: {hardware.description}", style="bold")]
+    if hardware.scale_model_of:
+        parts.append(Text(f"A scale model of {hardware.scale_model_of}: ratios, not speeds, carry over"))
+    sections: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for path, node in _numbers(hardware.to_plain(), ""):
+        section = next(
+            s for s in ("gpu.datasheet.", "gpu.memory.", "gpu.achieved.", "link.", "host.") if path.startswith(s)
+        )
+        sections.setdefault(section, []).append((path.removeprefix(section), node))
+    for section, numbers in sections.items():
+        parts.append(Text(f"\n{section.rstrip('.')}", style="bold"))
+        width = max(len(key) for key, _ in numbers)
+        for key, node in numbers:
+            value, detail = _value(key, node)
+            parts.append(Text(f"  {key:<{width}}  {value}"))
+            parts.append(Padding(Text(f"{node['kind']}{detail}: {node['source']}", style="dim"), (0, 0, 0, 6)))
+    return Group(*parts)
+
+
+def _value(key: str, node: dict[str, Any]) -> tuple[str, str]:
+    """A number, or the range of a table, with the unit that the key names; and the sizes that a table covers."""
+    if "value" in node:
+        return _with_unit(key, node["value"]), ""
+    sizes, rates = zip(*node["points"], strict=True)
+    by = key.partition("_by_")[2].partition(".")[0]
+    if len(rates) == 1:
+        return _with_unit(key, rates[0]), f", one point at {_count(sizes[0])} {by}"
+    (low, low_unit), (high, unit) = (_with_unit(key, rate).split(" ") for rate in (min(rates), max(rates)))
+    detail = f", {len(rates)} points at {_count(min(sizes))} to {_count(max(sizes))} {by}"
+    return f"{low}{'' if low_unit == unit else ' ' + low_unit} to {high} {unit}", detail
+
+
+def _count(number: float) -> str:
+    return f"{number / 1e6:.3g}M" if number >= 1e6 else f"{number:g}"
+
+
+def _with_unit(key: str, value: float) -> str:
+    if "bytes_per_s" in key:
+        return f"{size(value)}/s"
+    if "flops" in key:
+        return _scaled(value, "FLOP/s")
+    return size(value) if key.endswith("_bytes") else seconds(value)
 
 
 def _numbers(node: dict[str, Any], path: str) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -160,27 +243,39 @@ def _numbers(node: dict[str, Any], path: str) -> Iterable[tuple[str, dict[str, A
                 yield from _numbers(value, here)
 
 
-def model_report(model: ModelSpec) -> Table:
+def model_report(model: ModelSpec) -> RenderableType:
     """A model's shape and what one cached token costs."""
-    table = _table(f"{model.name} ({model.family}, {model.dtype})", "quantity", "value")
-    for name, value in (
-        ("parameters", f"{model.parameters / 1e9:.3f} billion"),
+    return _pairs(f"{model.name} ({model.family}, {model.dtype})", (
+        ("parameters", _billions(model)),
         ("weights", size(model.weight_bytes)),
         ("layers", f"{model.layers} of {size(model.layer_bytes)}"),
         ("hidden", f"{model.hidden}"),
-        ("heads", f"{model.heads}, K and V {model.kv_heads}, of {model.head_dim}"),
-        ("feed-forward", f"{model.ffn}{' gated' if model.gated else ''}"),
+        ("heads", f"{model.heads} of {model.head_dim}, {model.kv_heads} for K and V"),
+        ("feed-forward", f"{model.ffn}{', gated' if model.gated else ''}"),
         ("positions", f"{model.max_positions}"),
         ("K and V per token and layer", size(model.kv_bytes_per_token_layer)),
         ("activation per token and layer", size(model.act_bytes_per_token_layer)),
-    ):
-        table.add_row(name, value)
+    ))  # fmt: skip
+
+
+def _billions(model: ModelSpec) -> str:
+    unit, scale = ("billion", 1e9) if model.parameters >= 1e8 else ("million", 1e6)
+    return f"{model.parameters / scale:.4g} {unit}"
+
+
+def models_list(models: Sequence[ModelSpec]) -> Table:
+    """The bundled models."""
+    table = _table("Models", "name", "family", "parameters", "weights", "layers", "K and V per token", numeric=2)
+    for model in models:
+        kv = size(model.kv_bytes_per_token_layer * model.layers)
+        table.add_row(model.name, model.family, _billions(model), size(model.weight_bytes), f"{model.layers}", kv)
     return table
 
 
-def names_report(title: str, names: Sequence[str]) -> Table:
-    """A list of names."""
-    table = _table(title, "name")
-    for name in names:
-        table.add_row(name)
+def hardware_list(profiles: Sequence[HardwareProfile]) -> Table:
+    """The shipped profiles."""
+    table = _table("Hardware", "name", "GPU", "memory", "link", "host", numeric=2)
+    for one in profiles:
+        link = f"{size(one.link.h2d_bytes_per_s.value)}/s"
+        table.add_row(one.id, one.gpu.name, size(one.gpu.budget_bytes), link, size(one.host.budget_bytes))
     return table

@@ -51,9 +51,7 @@ def measured_result(plan: Plan, measured: Timeline, peak_bytes: dict[str, int]) 
         "measured": {
             **found,
             "binding": measured.binding,
-            "streams": {
-                s: {"busy_fraction": use[s].busy_fraction, "bytes_per_s": use[s].bytes_per_s} for s in STREAMS
-            },
+            "streams": {s: {"busy_fraction": use[s].busy_fraction, "bytes_per_s": use[s].bytes_per_s} for s in STREAMS},
         },
         "peak_bytes": peak_bytes,
         "error": {key: relative_error(predicted[key], found[key]) for key in TIME_KEYS},

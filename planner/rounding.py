@@ -12,7 +12,7 @@ from planner.placement import MiniBatch, RequestGroup
 from planner.workload import Request
 
 Targets = dict[tuple[CacheForm, int], float]
-"""Blocks of one mini-batch by (form, epoch)."""
+"""Blocks of one mini-batch by (form, epoch), those of ended requests included; the epoch after the last is the end."""
 SLACK = 1e-6
 
 
@@ -28,16 +28,25 @@ def place_blocks(
     Blocks are placed in the order in which they come to be, each in the form furthest below its target;
     `gpu_limits` are never passed, so rounding cannot exceed the GPU budget.
     """
-    forms = sorted({form for form, _ in targets}, key=FORMS.index)
+    forms = _used_forms(targets)
     held: dict[CacheForm, int] = defaultdict(int)
     blocks: dict[int, list[CacheForm]] = {}
     prompts = {r: blocks_for(requests[r].prompt_len) for r in members}
     _place_prompts(members, prompts, forms, targets, gpu_limits, held, blocks)
+    last = max(e for _, e in targets)
     for e, request in _appended(members, requests, epochs):
-        form = _neediest(forms, held, targets, e, gpu_limits)
+        form = _neediest(forms, held, targets, min(e, last), gpu_limits)
         held[form] += 1
         blocks[request].append(form)
     return MiniBatch(_grouped(members, requests, blocks))
+
+
+def _used_forms(targets: Targets) -> list[CacheForm]:
+    """Forms that hold anything, in table order, with the host twin of each GPU form for what rounding leaves over."""
+    used = {form for (form, _), blocks in targets.items() if blocks > SLACK}
+    if not any(not form.on_gpu for form in used):
+        used |= {twin for form in used for twin in FORMS if twin.content == form.content}
+    return [form for form in FORMS if form in used]
 
 
 def _place_prompts(
@@ -46,7 +55,7 @@ def _place_prompts(
 ) -> None:  # fmt: skip
     """Shares of the first epoch, scaled to the prompts, dealt evenly over requests."""
     total = sum(prompts.values())
-    wanted = _whole_numbers({f: targets[f, 0] for f in forms}, total, gpu_limits)
+    wanted = _whole_numbers({f: targets.get((f, 0), 0.0) for f in forms}, total, gpu_limits)
     left = dict(wanted)
     free = dict(prompts)
     given: dict[int, dict[CacheForm, int]] = {r: defaultdict(int) for r in members}
@@ -70,9 +79,9 @@ def _whole_numbers(targets: dict[CacheForm, float], total: int, limits: dict[Cac
     scale = total / max(sum(targets.values()), SLACK)
     exact = {f: targets[f] * scale for f in targets}
     whole = {f: min(floor(x + SLACK), limits.get(f, total)) if f.on_gpu else floor(x + SLACK) for f, x in exact.items()}
-    hosts = [f for f in targets if not f.on_gpu] or list(targets)
     while sum(whole.values()) < total:
-        form = max(hosts, key=lambda f: exact[f] - whole[f])
+        free = [f for f in targets if not f.on_gpu or whole[f] < limits.get(f, total)]
+        form = max(free or targets, key=lambda f: exact[f] - whole[f])
         whole[form] += 1
     return whole
 
@@ -89,7 +98,7 @@ def _appended(members: Sequence[int], requests: Sequence[Request], epochs: Seque
     placed, e = [], 0
     for step, r in begun:
         # A block begun at step t is read from step t + 1 on.
-        while e < len(ends) - 1 and step + 1 > ends[e]:
+        while e < len(ends) and step + 1 > ends[e]:
             e += 1
         placed.append((e, r))
     return placed
@@ -100,8 +109,8 @@ def _neediest(
 ) -> CacheForm:
     """The form whose share of what is held falls furthest below its target share at epoch `e`."""
     allowed = [f for f in forms if not f.on_gpu or held[f] < limits.get(f, 0)]
-    total = (sum(held.values()) + 1) / max(sum(targets[f, e] for f in forms), SLACK)
-    return max(allowed or forms, key=lambda f: targets[f, e] * total - held[f])
+    total = (sum(held.values()) + 1) / max(sum(targets.get((f, e), 0.0) for f in forms), SLACK)
+    return max(allowed or forms, key=lambda f: targets.get((f, e), 0.0) * total - held[f])
 
 
 def _grouped(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, replace
+from math import ceil
 
 from planner.bins import AverageBin, exact_bins
 from planner.composition import compose
@@ -17,7 +18,15 @@ from planner.decisions import Decisions, PrefillPass, chunk_prompts, spread_laye
 from planner.epochs import make_epochs
 from planner.forms import BLOCK_TOKENS, CacheForm
 from planner.ilp import Bin, Split, SplitProblem, solve
-from planner.memory import gpu_lines, planned_bytes, workspace_elements
+from planner.memory import (
+    ALIGNMENT,
+    TOKEN_BYTES,
+    gpu_lines,
+    host_lines,
+    pinned_bytes,
+    planned_bytes,
+    workspace_elements,
+)
 from planner.placement import MiniBatch
 from planner.rounding import place_blocks
 from planner.workload import Workload
@@ -26,6 +35,9 @@ TOLERANCE = 1e-3
 PREFILL_CHUNK_TOKENS = 2048
 """Rows at which GEMM rates have levelled off in every profile: larger chunks only need more workspace."""
 MAX_EXACT_SOLVES = 6
+MAX_ROUNDINGS = 4
+NEAR = 0.01
+"""Within this of the bound, no second way to size prefill's buffers is tried."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,7 @@ class Search:
 
     def run(self) -> Found | None:
         """None when no number of mini-batches is feasible."""
-        fixed = self.options.mini_batches
+        fixed = min(self.options.mini_batches or 0, len(self.requests))
         low, high = (fixed, fixed) if fixed else (1, len(self.requests))
         heap: list[tuple[float, int, int]] = []
         self._push(heap, low, high)
@@ -86,7 +98,7 @@ class Search:
                 continue
             proven.append(bound)
             solves += 1
-            found = self._solve_for(lo)
+            found = self._solve_for(lo, bound)
             if found and (best is None or found[1] < best.objective_s):
                 best = Found(found[0], found[1], 0.0, solves)
         if best is None:
@@ -98,7 +110,7 @@ class Search:
         """Fewer mini-batches at nearly the same time, trying 1, 2, 4, ..."""
         count = 1
         while self.options.mini_batches is None and count < len(best.decisions.mini_batches):
-            found = self._solve_for(count)
+            found = self._solve_for(count, best.objective_s)
             if found and found[1] <= best.objective_s * (1 + self.options.simplicity):
                 return Found(found[0], found[1], 0.0, 0)
             count *= 2
@@ -111,29 +123,60 @@ class Search:
 
     def relaxed(self, lo: int, hi: int) -> SplitProblem:
         """The relaxation of every composition of `lo` to `hi` mini-batches."""
-        return self._problem((self.average.at(lo, hi),), lo, rows=-(-len(self.requests) // hi), roomy=False)
+        problem = self._problem((self.average.at(lo, hi),), lo, rows=-(-len(self.requests) // hi), roomy=False)
+        # The link runs ahead of compute by the slots, so a link-bound decode begins while prefill still computes.
+        return replace(problem, head_start_bytes=float(self.options.weight_slots * self.costs.model.layer_bytes))
 
     # ---- one number of mini-batches --------------------------------------------------------------
 
-    def _solve_for(self, count: int) -> tuple[Decisions, float] | None:
-        sizes = [-(-r.positions // BLOCK_TOKENS) for r in self.requests]
-        batches = compose(sizes, count)
+    def _solve_for(self, count: int, good_s: float) -> tuple[Decisions, float] | None:
+        """The better of roomy and least prefill buffers; the latter only where the former is not near `good_s`."""
+        # By length, so that the order in which requests came changes nothing but their numbers.
+        order = sorted(range(len(self.requests)), key=lambda r: (self.requests[r].prompt_len, self.requests[r].gen_len))
+        sizes = [-(-self.requests[r].positions // BLOCK_TOKENS) for r in order]
+        batches = [[order[i] for i in members] for members in compose(sizes, count)]
         bins, indices = exact_bins(self.costs, self.requests, self.epochs, batches)
         rows = max(len(members) for members in batches)
+        best: tuple[Decisions, float] | None = None
         for roomy in (True, False):
-            problem = self._problem(bins, count, rows, roomy)
-            # Rounding to whole blocks can overshoot a full budget by a little: then plan with that much less.
-            for _ in range(4):
-                split = solve(problem)
-                if split is None:
-                    break
-                decisions = self._decide(split, batches, indices, roomy)
-                over = planned_bytes(gpu_lines(self.costs.model, decisions)) - self.costs.hardware.gpu.budget_bytes
-                if over <= 0:
-                    return self._widest_passes(decisions, roomy), split.objective_s
-                margin = problem.fixed_decode_bytes + over, problem.prefill_bytes + over
-                problem = replace(problem, fixed_decode_bytes=margin[0], prefill_bytes=margin[1])
+            if best and best[1] <= good_s * (1 + NEAR):
+                break
+            problem = replace(self._problem(bins, count, rows, roomy), in_proportion=True)
+            if not roomy:  # what the relaxation may hope for is not what the least buffers allow
+                chunk, passed = self._prefill_tokens(roomy)
+                sweeps, compute_s = -(-self.prompt_tokens // passed), self._prefill_compute_s(chunk)
+                problem = replace(problem, prefill_sweeps=sweeps, prefill_compute_s=compute_s)
+            found = self._rounded(problem, batches, indices, roomy)
+            if found and (best is None or found[1] < best[1]):
+                best = found
+        return best
+
+    def _rounded(
+        self, problem: SplitProblem, batches: list[list[int]], indices: list[list[int]], roomy: bool
+    ) -> tuple[Decisions, float] | None:
+        """Rounding to whole blocks and slabs can overshoot a full budget a little: then plan with that much less."""
+        for _ in range(MAX_ROUNDINGS):
+            split = solve(problem)
+            if split is None:
+                return None
+            decisions = self._decide(split, batches, indices, roomy)
+            gpu, host = self._overshoot(decisions)
+            if not gpu and not host:
+                return self._widest_passes(decisions, roomy), split.objective_s
+            problem = replace(
+                problem,
+                fixed_decode_bytes=problem.fixed_decode_bytes + gpu,
+                prefill_bytes=problem.prefill_bytes + gpu,
+                host_margin_bytes=problem.host_margin_bytes + host,
+            )
         return None
+
+    def _overshoot(self, decisions: Decisions) -> tuple[int, int]:
+        """Bytes beyond the budgets of GPU and host."""
+        model, hardware = self.costs.model, self.costs.hardware
+        gpu = planned_bytes(gpu_lines(model, decisions)) - hardware.gpu.budget_bytes
+        host = sum(pinned_bytes(line.nbytes, hardware.host.pin_rounding) for line in host_lines(model, decisions))
+        return max(gpu, 0), max(host - hardware.host.budget_bytes, 0)
 
     def _problem(self, bins: tuple[Bin, ...], batches: int, rows: int, roomy: bool) -> SplitProblem:
         model, options = self.costs.model, self.options
@@ -141,6 +184,7 @@ class Search:
         width = max((f.width(model) for f in self.forms if not f.on_gpu), default=0)
         chunk, passed = self._prefill_tokens(roomy)
         sampled = len(self.requests) if roomy else 1
+        token_ids = TOKEN_BYTES * (self.prompt_tokens + self.workload.total_generated_tokens)
         fixed = len(self.requests) * model.hidden + workspace_elements(model, rows, rows)
         # The bound must not charge store slots that a plan without host blocks does not need.
         store = options.store_slots * width if roomy else 0
@@ -153,14 +197,21 @@ class Search:
             bins=bins,
             weight_slots=options.weight_slots,
             cache_slots=options.cache_slots,
-            fixed_decode_bytes=e * (fixed + store * rows),
-            prefill_bytes=e * prefill,
+            fixed_decode_bytes=e * (fixed + store * rows) + token_ids,
+            prefill_bytes=e * prefill + token_ids,
             prefill_compute_s=self._prefill_compute_s(chunk if roomy else self.prompt_tokens),
             prefill_sweeps=-(-self.prompt_tokens // passed) if roomy else 1,
-            pieces_per_layer=max(1, batches - options.cache_slots + 1),
+            pieces_per_layer=self._pieces(batches, roomy),
             act_share=options.act_share,
             max_resident_layers=options.max_resident_layers,
         )
+
+    def _pieces(self, batches: int, roomy: bool) -> int:
+        """Transfers of one layer: one with a single slot, and for the bound where mini-batches may end early."""
+        ends = {r.gen_len for r in self.requests}
+        if self.options.weight_slots == 1 or (len(ends) > 1 and not roomy):
+            return 1
+        return max(1, batches - self.options.cache_slots + 1)
 
     # ---- prefill ---------------------------------------------------------------------------------
 
@@ -191,7 +242,7 @@ class Search:
         # Not `planned_bytes`: prefill may grow up to the whole budget.
         taken = sum(line.nbytes for line in lines if line.phase == "always")
         others = sum(line.nbytes for line in lines if line.phase == "prefill" and not line.name.startswith("hidden"))
-        margin = (len(lines) + 1) * 256
+        margin = (len(lines) + 1) * ALIGNMENT
         room = self.costs.hardware.gpu.budget_bytes - taken - others - margin
         tokens = min(self.prompt_tokens, room // (model.hidden * model.element_bytes))
         chunk, least = self._prefill_tokens(roomy)
@@ -208,10 +259,11 @@ class Search:
         placed: dict[int, MiniBatch] = {}
         for b, members_of in enumerate(indices):
             for position, index in enumerate(members_of):
+                end = len(self.epochs)
                 targets = {
-                    (f, e): split.blocks[b, f.name, e] / len(members_of)
-                    for f in self.forms for e in range(len(self.epochs))
-                } or {(f, 0): split.final[b, f.name] / len(members_of) for f in self.forms}  # fmt: skip
+                    (f, e): (split.begun[b, f.name, e] if e < end else split.final[b, f.name]) / len(members_of)
+                    for f in self.forms for e in range(end + 1)
+                }  # fmt: skip
                 limits = {f: _share(split.final[b, f.name], position, len(members_of)) for f in self.forms if f.on_gpu}
                 placed[index] = place_blocks(batches[index], self.requests, self.epochs, targets, limits)
         ordered = tuple(placed[i] for i in range(len(batches)))
@@ -228,6 +280,6 @@ class Search:
 
 
 def _share(total: float, position: int, count: int) -> int:
-    """Whole blocks for one of `count` mini-batches so that together they take floor(total)."""
-    whole = int(total + 1e-6)
+    """Whole blocks for one of `count` mini-batches so that together they take ceil(total)."""
+    whole = ceil(total - 1e-6)
     return whole * (position + 1) // count - whole * position // count

@@ -17,6 +17,7 @@ from planner.errors import RunError
 from planner.hardware import HardwareProfile
 from planner.operation import STREAMS
 from runtime.device import Device, Ticket, Work
+from runtime.machine import available_memory_bytes
 
 Delay = Callable[[str], float]
 """Seconds to sleep before an operation of the named stream: injected by tests."""
@@ -110,10 +111,13 @@ class CpuDevice(Device):
         return cls(Pace(link.h2d_bytes_per_s.value, latency), Pace(link.d2h_bytes_per_s.value, latency), delay)
 
     def slab(self, place: str, nbytes: int) -> torch.Tensor:
-        try:
-            return torch.empty(nbytes, dtype=torch.uint8)
-        except RuntimeError:
-            raise RunError(f"the {place} arena of {nbytes:,} bytes does not fit this machine's memory") from None
+        available = available_memory_bytes()
+        if nbytes > available:
+            raise RunError(
+                f"the {place} arena takes {nbytes:,} bytes, {nbytes - available:,} more than this machine has free. "
+                "Plan with a smaller memory, fewer requests or shorter ones"
+            )
+        return torch.empty(nbytes, dtype=torch.uint8)
 
     def launch(self, stream: str, work: Work, waits: Sequence[Ticket], nbytes: int = 0) -> Ticket:
         ticket = CpuTicket()

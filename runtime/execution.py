@@ -10,7 +10,7 @@ from typing import Any
 
 from planner.costs import CostModel
 from planner.errors import InputError
-from planner.model import load_model
+from planner.model import CONFIG_FILE, load_model
 from planner.plan import Plan
 from planner.results import measured_result
 from planner.simulator import simulate
@@ -70,7 +70,11 @@ def execute(
 
 
 def _check_same_model(plan: Plan, checkpoint: Path) -> None:
-    found = load_model(str(checkpoint), dtype=plan.model.dtype)
+    if not checkpoint.is_dir():
+        what = "a checkpoint is a folder, this is a file" if checkpoint.exists() else "no such folder"
+        cure = "Give the Hugging Face folder with config.json and the safetensors"
+        raise InputError(what, where=str(checkpoint), cure=cure)
+    found = load_model(str(checkpoint / CONFIG_FILE), dtype=plan.model.dtype)
     if found.content_hash != plan.model.content_hash:
         differing = [
             f"{key} {getattr(found, key)} (planned {getattr(plan.model, key)})"

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import os
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +17,10 @@ from planner.errors import InputError
 from planner.files import validate
 from planner.hardware import HardwareProfile
 from runtime.attention import attend_prompt, attend_segment
+from runtime.machine import device_name, host_memory_bytes, in_use_bytes, machine_facts
 from runtime.overhead import engine_overheads
 from runtime.profile_link import LinkRates, measure_link
+from runtime.timing import Operands, Series, Timer
 
 Progress = Callable[[int, int, str], None]
 """(stages done, stages in all, what is being measured)."""
@@ -54,76 +52,6 @@ class Request:
     profile_id: str = "measured"
 
 
-@dataclass
-class Series:
-    """Repeated timings of one piece of work."""
-
-    work: float
-    """FLOP or bytes in one run."""
-    seconds: list[float]
-
-    @property
-    def rate(self) -> float:
-        return self.work / statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> float:
-        """Interquartile range over median."""
-        if len(self.seconds) < 4:
-            return (max(self.seconds) - min(self.seconds)) / statistics.median(self.seconds)
-        low, middle, high = statistics.quantiles(self.seconds, n=4)
-        return (high - low) / middle
-
-
-class Timer:
-    """Times calls on the device, long enough to be read and after a warm-up."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def seconds(self, call: Callable[[], object], least_s: float = 0.004) -> float:
-        """Seconds of one call, from as many as fill `least_s`."""
-        self._timed(call, 1)
-        once = self._timed(call, 1)
-        repeats = max(1, min(1000, int(least_s / max(once, 1e-7))))
-        return self._timed(call, repeats) if repeats > 1 else min(once, self._timed(call, 1))
-
-    def _timed(self, call: Callable[[], object], repeats: int) -> float:
-        self._synchronize()
-        start = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        self._synchronize()
-        return (time.perf_counter() - start) / repeats
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-class Operands:
-    """Random operands from ever new memory, so that every kernel is timed with cold caches, as in a run:
-    weights and cache of a model that does not fit are never in a cache when they are needed."""
-
-    BYTES = 2**28
-
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._source = torch.randn(self.BYTES // dtype.itemsize, device=device, dtype=torch.float32).to(dtype)
-        self._target = torch.empty_like(self._source)
-        self._at = 0
-
-    def take(self, *shape: int) -> torch.Tensor:
-        """A random tensor that was not used lately."""
-        size = prod(shape)
-        start = self._at if self._at + size <= self._source.numel() else 0
-        self._at = start + -(-size // 64) * 64
-        return self._source[start : start + size].view(shape)
-
-    def result(self, *shape: int) -> torch.Tensor:
-        """Room for a result: always the same, as a run keeps writing into the same buffers."""
-        return self._target[: prod(shape)].view(shape)
-
-
 class Profiler:
     """One measurement of one device."""
 
@@ -135,8 +63,12 @@ class Profiler:
         self.request, self.progress = request, progress
         self.device = torch.device(request.device)
         self.dtype: torch.dtype = getattr(torch, request.dtype)
+        widest = Operands.BYTES // (2 * max(n * context for n, context in CACHED) * self.dtype.itemsize)
+        if request.hidden > widest:
+            what = f"{request.hidden} is wider than the operands measured here"
+            raise InputError(what, where="--hidden", cure=f"Give at most {widest}, or a narrower --dtype")
         self.timer = Timer(self.device)
-        self._in_use = _in_use_bytes(self.device)
+        self._in_use = in_use_bytes(self.device)
         self.series: dict[tuple[str, float], Series] = {}
         self.operands = Operands(self.device, self.dtype)
 
@@ -194,7 +126,6 @@ class Profiler:
     def _attend_prompt(self, shape: tuple[int, ...]) -> None:
         attend_prompt(self.operands.take(*shape), self.operands.take(*shape), self.operands.take(*shape))
 
-
     # ---- the profile -----------------------------------------------------------------------------
 
     def _profile(self, link: LinkRates, overheads: tuple[list[float], list[float]]) -> dict[str, Any]:
@@ -204,10 +135,10 @@ class Profiler:
         return {
             "schema_version": 1,
             "id": self.request.profile_id,
-            "description": f"measured by {method} on {_device_name(self.device)}",
+            "description": f"measured by {method} on {device_name(self.device)}",
             "machine": machine_facts(self.device),
             "gpu": {
-                "name": _device_name(self.device),
+                "name": device_name(self.device),
                 "device": self.device.type,
                 "datasheet": {"flops": {}},
                 "memory": {
@@ -275,53 +206,8 @@ class Profiler:
         return min(self.request.gpu_bytes or nominal // 4, nominal), nominal
 
 
-
 def _size(item: tuple[float, Series]) -> float:
     return item[0]
-
-
-def _in_use_bytes(device: torch.device) -> int:
-    """Bytes taken on a GPU before anything is allocated: contexts, and other programs."""
-    if device.type != "cuda":
-        return 0
-    free, total = torch.cuda.mem_get_info(device)
-    return total - free
-
-
-def machine_facts(device: torch.device) -> dict[str, str]:
-    """What a later reader needs to know where a measurement was taken."""
-    facts = {
-        "processor": _processor(),
-        "cores": str(os.cpu_count()),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    if device.type == "cuda":
-        facts |= {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name(device)}
-    return facts
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"one core of {_processor()}"
-
-
-def host_memory_bytes() -> int:
-    """Memory of this machine, or of its container where that is less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        if limit.exists() and (text := limit.read_text().strip()).isdigit():
-            total = min(total, int(text))
-    return total
 
 
 def _said(value: float, kind: str, source: str) -> Number:

@@ -1,19 +1,27 @@
-"""Prompts in, completions out: JSON lines."""
+"""Prompts in, completions out: JSON lines. Imports nothing heavy: lengths of token ids can be planned without torch."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from planner.errors import InputError, nearest
 from planner.files import read_text, write_whole
-from planner.workload import Request, Workload
+from planner.plan import Plan
+from planner.workload import MAX_TOKENS, Request, Workload
 
 KEYS = ("id", "prompt", "tokens", "max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop")
 NOT_YET = {"temperature": 0, "top_p": 1, "top_k": 0, "seed": None, "stop": None}
 """Sampling fields and the only value this greedy runtime accepts for each."""
+NEW_TOKENS = 16
+"""Generated where a prompt line does not say how many."""
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+"""A folder with none of these has no tokenizer."""
+EXAMPLE = '{"id": "a", "prompt": "Hello", "max_new_tokens": 16}'
 
 
 class Tokenizer(Protocol):
@@ -28,92 +36,167 @@ class Prompt:
 
     id: str
     tokens: list[int]
-    max_new_tokens: int
+    max_new_tokens: int | None = None
+    """None where the line does not say."""
+    where: str = ""
+
+    @property
+    def request(self) -> Request:
+        """The lengths that a plan needs."""
+        return Request(self.id, len(self.tokens), self.max_new_tokens or NEW_TOKENS)
 
 
-def read_prompts(path: Path, tokenizer: Tokenizer | None) -> list[Prompt]:
+class Text:
+    """The tokenizer of a checkpoint, loaded when the first text needs it."""
+
+    def __init__(self, checkpoint: Path | None) -> None:
+        self.checkpoint, self.used = checkpoint, False
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        assert self.checkpoint is not None
+        return load_tokenizer(self.checkpoint)
+
+    def encode(self, text: str, where: str) -> list[int]:
+        if self.checkpoint is None or not self.checkpoint.is_dir():
+            cure = "Give the checkpoint's folder (plan --model DIR, run --checkpoint DIR), or 'tokens'"
+            raise InputError("text needs the tokenizer of a checkpoint", where=where, cure=cure)
+        self.used = True
+        return self._tokenizer.encode(text)
+
+    def decode(self, ids: list[int]) -> str | None:
+        """None where the prompts were token ids."""
+        return self._tokenizer.decode(ids) if self.used else None
+
+
+def read_prompts(path: Path, text: Text) -> list[Prompt]:
     """InputError names the line: bad JSON, unknown key, text without a tokenizer, sampling that is not greedy."""
     found: list[Prompt] = []
-    ids: set[str] = set()
-    for number, line in enumerate(read_text(path, "prompt").splitlines(), start=1):
-        if line.strip():
-            prompt = _parse(line, f"{path}, line {number}", str(len(found)), tokenizer)
-            if prompt.id in ids:
-                raise InputError(f"id {prompt.id!r} is used twice", where=f"{path}, line {number}")
-            ids.add(prompt.id)
-            found.append(prompt)
+    ids: dict[str, int] = {}
+    # Not splitlines: it also cuts at characters that JSON allows inside text.
+    for number, line in enumerate(read_text(path, "prompt").split("\n"), start=1):
+        if not line or line.isspace():
+            continue
+        where = f"{path}, line {number}"
+        prompt = _parse(line, where, str(len(found)), text)
+        first = ids.setdefault(prompt.id, number)
+        if first != number:
+            what = f"id {prompt.id!r} is already used on line {first}"
+            raise InputError(what, where=where, cure="Give every line its own id, or leave all ids out")
+        found.append(prompt)
     if not found:
-        raise InputError("no prompts in this file", where=str(path))
+        raise InputError("no prompts in this file", where=str(path), cure=f"Write lines like {EXAMPLE}")
     return found
 
 
-def _parse(line: str, where: str, default_id: str, tokenizer: Tokenizer | None) -> Prompt:
-    try:
-        data = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"not JSON: {error}", where=where) from None
-    if not isinstance(data, dict):
-        raise InputError("a prompt line is a JSON object", where=where, cure='{"id": "a", "prompt": "Hello"}')
+def _parse(line: str, where: str, default_id: str, text: Text) -> Prompt:
+    data = _object(line, where)
     for key in data:
         if key not in KEYS:
             raise InputError(f"unknown key '{key}'", where=where, cure=nearest(str(key), KEYS))
     for key, greedy in NOT_YET.items():
         if key in data and data[key] not in (greedy, None):
             raise InputError(f"{key} = {data[key]!r}: this runtime decodes greedily", where=where, cure="Leave it out")
-    new = data.get("max_new_tokens", 16)
-    if type(new) is not int or not 0 < new <= 10**6:
-        raise InputError(f"max_new_tokens is a whole number above 0, got {new!r}", where=where)
-    identity = data.get("id", default_id)
-    if type(identity) is not str or not identity:
-        raise InputError(f"id is text, got {identity!r}", where=where)
-    return Prompt(identity, _tokens(data, where, tokenizer), new)
+    new = data.get("max_new_tokens")
+    if new is not None and (type(new) is not int or not 0 < new <= MAX_TOKENS):
+        cure = "Write a whole number without quotes"
+        raise InputError(f"max_new_tokens is a whole number above 0, got {_short(new)}", where=where, cure=cure)
+    prompt = Prompt(data.get("id", default_id), _tokens(data, where, text), new, where)
+    try:
+        assert prompt.request
+    except InputError as error:
+        raise InputError(error.what, where=f"{where}: {error.where}", cure=error.cure) from None
+    return prompt
 
 
-def _tokens(data: dict[str, Any], where: str, tokenizer: Tokenizer | None) -> list[int]:
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        what = getattr(error, "msg", None) or "unreadable"
+        raise InputError(f"not valid JSON: {what}", where=where, cure=f"Write lines like {EXAMPLE}") from None
+    if not isinstance(data, dict):
+        raise InputError("a prompt line is a JSON object", where=where, cure=f"Write lines like {EXAMPLE}")
+    return data
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _tokens(data: dict[str, Any], where: str, text: Text) -> list[int]:
     if ("prompt" in data) == ("tokens" in data):
-        raise InputError("give either 'prompt' or 'tokens'", where=where)
+        found = "both are" if "prompt" in data else "neither is"
+        raise InputError(f"give either 'prompt' or 'tokens': {found} here", where=where)
     if "tokens" in data:
         tokens = data["tokens"]
         if not isinstance(tokens, list) or not tokens or any(type(t) is not int or t < 0 for t in tokens):
-            raise InputError("tokens is a list of whole numbers, at least one", where=where)
+            raise InputError("tokens is a list of whole numbers, at least one", where=where, cure="[2, 100, 7]")
         return tokens
-    if tokenizer is None:
-        raise InputError("text needs a tokenizer", where=where, cure="Give --checkpoint DIR, or 'tokens'")
     if not isinstance(data["prompt"], str) or not data["prompt"]:
         raise InputError("prompt is text, at least one character", where=where)
-    return tokenizer.encode(data["prompt"])
+    return text.encode(data["prompt"], where)
 
 
-def as_workload(prompts: list[Prompt]) -> Workload:
+def holds_prompts(path: Path) -> bool:
+    """True when the first line of a workload file is a prompt rather than lengths."""
+    first = next((line for line in read_text(path, "workload").split("\n") if line and not line.isspace()), "")
+    try:
+        data = json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and bool({"prompt", "tokens"} & data.keys())
+
+
+def as_workload(prompts: Sequence[Prompt]) -> Workload:
     """The lengths that a plan needs."""
-    return Workload(tuple(Request(p.id, len(p.tokens), p.max_new_tokens) for p in prompts))
+    return Workload(tuple(prompt.request for prompt in prompts))
 
 
-def write_completions(path: Path, prompts: list[Prompt], tokens: list[list[int]], tokenizer: Tokenizer | None) -> None:
-    """One line per prompt, in order: id, text (with a tokenizer), tokens, finish_reason."""
+def check_planned(prompts: Sequence[Prompt], plan: Plan, path: Path) -> None:
+    """InputError unless `plan` was made for prompts of these lengths, before anything is loaded."""
+    requests, cure = plan.workload.requests, f"Plan for this input: hybridserve plan --workload {path}"
+    if len(prompts) != len(requests):
+        what = f"{len(prompts)} prompts for a plan of {len(requests)} requests"
+        raise InputError(what, where=str(path), cure=cure)
+    for request, prompt in zip(requests, prompts, strict=True):
+        if len(prompt.tokens) != request.prompt_len:
+            what = f"prompt {prompt.id!r} has {len(prompt.tokens)} tokens, planned for {request.prompt_len}"
+            raise InputError(what, where=prompt.where, cure=cure)
+        if prompt.max_new_tokens not in (None, request.gen_len):
+            what = f"max_new_tokens is {prompt.max_new_tokens}, planned for {request.gen_len}"
+            raise InputError(what, where=prompt.where, cure=cure)
+        beyond = next((t for t in prompt.tokens if t >= plan.model.vocab), None)
+        if beyond is not None:
+            what = f"token {_short(beyond)} is outside the vocabulary of {plan.model.vocab} of {plan.model.name}"
+            raise InputError(what, where=prompt.where, cure=f"Token ids are 0 to {plan.model.vocab - 1}")
+
+
+def write_completions(path: Path, prompts: Sequence[Prompt], tokens: Sequence[list[int]], text: Text) -> None:
+    """One line per prompt, in order: id, text (null where the prompts were token ids), tokens, finish_reason."""
     lines = [
-        json.dumps({
-            "id": prompt.id, "text": tokenizer.decode(generated) if tokenizer else None,
-            "tokens": generated, "finish_reason": "length",
-        })
-        for prompt, generated in zip(prompts, tokens, strict=True)
-    ]  # fmt: skip
+        json.dumps({"id": prompt.id, "text": text.decode(new), "tokens": new, "finish_reason": "length"})
+        for prompt, new in zip(prompts, tokens, strict=True)
+    ]
     write_whole(path, "\n".join(lines) + "\n")
 
 
 def load_tokenizer(checkpoint: Path) -> Tokenizer:
     """The tokenizer in a checkpoint folder; InputError when there is none."""
-    from transformers import AutoTokenizer  # noqa: PLC0415  (slow to import, needed for text only)
-
+    if not any((checkpoint / name).exists() for name in VOCABULARIES):
+        # transformers would make up a tokenizer that knows no token.
+        what = f"no tokenizer here: none of {', '.join(VOCABULARIES)}"
+        raise InputError(what, where=str(checkpoint), cure="Fetch it, or give 'tokens' instead of text")
+    try:
+        from transformers import AutoTokenizer  # noqa: PLC0415  (slow to import, needed for text only)
+    except ImportError:
+        what = "text prompts need the transformers library"
+        raise InputError(what, cure="pip install 'hybridserve[runtime]', or give 'tokens'") from None
     try:
         found = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"no tokenizer here: {reason}", where=str(checkpoint), cure="Give 'tokens' instead") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        cure = "Fetch it again, or give 'tokens' instead of text"
+        raise InputError(f"no tokenizer here: {reason}", where=str(checkpoint), cure=cure) from None
     return cast(Tokenizer, found)
-
-
-def needs_text(path: Path) -> bool:
-    """True when the first line gives text rather than token ids."""
-    first = next((line for line in read_text(path, "prompt").splitlines() if line.strip()), "{}")
-    return '"prompt"' in first and '"tokens"' not in first

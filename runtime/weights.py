@@ -50,7 +50,6 @@ class RandomWeights:
             draw += 1.0
         into.copy_(draw.to(into.dtype))
 
-
     def _spread(self, layer: int | None, into: torch.Tensor) -> float:
         if into.dim() < 2:
             return self.VECTOR_SPREAD
@@ -82,9 +81,11 @@ class Checkpoint:
             at += len(tensor)
 
     def _names(self, name: str, layer: int | None) -> list[str]:
-        names = self.layers.checkpoint_names(name, layer)
-        # Checkpoints of the bare decoder lack the outer prefix.
-        return [n if n in self._shards else n.removeprefix("model.") for n in names]
+        found = []
+        for part in self.layers.checkpoint_names(name, layer):
+            bare = part.removeprefix("model.")  # checkpoints of the bare decoder lack the outer prefix
+            found.append(bare if bare in self._shards and part not in self._shards else part)
+        return found
 
     def _check(self) -> None:
         """Every tensor is there with its shape, before anything is allocated."""
@@ -96,8 +97,8 @@ class Checkpoint:
                         f"tensor '{part}' is missing", where=str(self.folder), cure="Is it the same model?"
                     )
                 found = tuple(self._slice(part).get_shape())
-                rows += found[0]
-                if found[1:] != shape[1:]:
+                rows += found[0] if found else 0
+                if len(found) != len(shape) or found[1:] != shape[1:]:
                     raise InputError(
                         f"tensor '{part}' has shape {list(found)}, the config needs {[rows, *shape[1:]]}",
                         where=str(self.folder / self._shards[part]),

@@ -1,0 +1,140 @@
+"""What the flags of a command select: a job, a machine, policies, options. Every check names its flag."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from planner.errors import HybridserveError, InfeasibleError, InputError, nearest
+from planner.files import check_writable
+from planner.hardware import HardwareProfile, load_hardware
+from planner.model import ModelSpec
+from planner.plan import Plan
+from planner.planning import make_plan
+from planner.policies import POLICIES, Policy
+from planner.search import Options
+from planner.workload import Workload
+
+
+class NothingFeasibleError(HybridserveError):
+    """Every policy asked for is infeasible."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__("no policy is feasible\n" + "\n".join(f"{name}: {why}" for name, why in reasons.items()))
+
+
+def job(requests: int | None, prompt_len: int | None, gen_len: int | None, path: Path | None) -> Workload | None:
+    """Equal requests; None when `path` says what the job is. InputError when neither does, or both."""
+    lengths = {"--requests": requests, "--prompt-len": prompt_len, "--gen-len": gen_len}
+    given = [flag for flag, value in lengths.items() if value is not None]
+    if path is not None:
+        if given:
+            what = f"--workload says the lengths already, and so does {given[0]}"
+            raise InputError(what, where="--workload", cure="Give one of them")
+        return None
+    missing = [flag for flag in lengths if flag not in given]
+    if missing:
+        raise InputError(f"no workload: {', '.join(missing)} missing", cure="Give all three, or --workload FILE.jsonl")
+    assert requests and prompt_len and gen_len
+    return Workload.uniform(requests, prompt_len, gen_len)
+
+
+def capped(profile: HardwareProfile, gpu_memory_gb: float | None) -> HardwareProfile:
+    """`profile` with only `gpu_memory_gb` of GPU memory."""
+    if gpu_memory_gb is None:
+        return profile
+    memory, wanted = profile.gpu.memory, gpu_memory_gb * 1e9
+    if wanted > memory.usable_bytes.value:
+        what = f"{gpu_memory_gb:g} GB is more than the {memory.usable_bytes.value / 1e9:.4g} GB usable"
+        raise InputError(what, where="--gpu-memory-gb", cure=f"Give less, or another profile than {profile.id}")
+    reserve = memory.context_reserve_bytes.value
+    if wanted <= reserve:
+        what = f"{gpu_memory_gb:g} GB leaves nothing beside the context reserve of {reserve / 1e9:.4g} GB"
+        raise InputError(what, where="--gpu-memory-gb", cure="Give more")
+    return profile.with_values(**{"gpu.memory.usable_bytes": wanted})
+
+
+def options(act_share: float | None, mini_batches: int | None, workload: Workload) -> Options:
+    """What the caller fixes instead of the solver."""
+    if mini_batches and mini_batches > len(workload):
+        what = f"{mini_batches} mini-batches for {len(workload)} requests"
+        raise InputError(what, where="--mini-batches", cure=f"Give at most {len(workload)}")
+    return Options(act_share=act_share, mini_batches=mini_batches)
+
+
+def check_share(act_share: float | None, policies: Iterable[Policy], flag: str) -> None:
+    """A forced share of activations needs policies that may cache both forms."""
+    if act_share is None:
+        return
+    for policy in policies:
+        possible = {form.rebuilt for form in policy.forms}
+        if (act_share > 0 and True not in possible) or (act_share < 1 and False not in possible):
+            what = f"policy '{policy.name}' has an ACT share of {int(True in possible)}, not of {act_share:g}"
+            raise InputError(what, where="--act-share", cure=f"Leave it out, or use {flag} hybrid")
+
+
+def policies_named(names: str) -> list[Policy]:
+    """Policies by names separated by commas, each once."""
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted:
+        raise InputError("no policy given", where="--policies", cure=nearest("", POLICIES))
+    for name in wanted:
+        one_of("--policies", name, POLICIES, "policy")
+    return [POLICIES[name] for name in dict.fromkeys(wanted)]
+
+
+def plan_each(
+    profile: HardwareProfile, model: ModelSpec, workload: Workload, policy: Policy, fixed: Options,
+    refused: dict[str, str],
+) -> Plan | None:  # fmt: skip
+    """The plan of one policy; None, with the reason in `refused`, when it has none."""
+    try:
+        return make_plan(profile, model, workload, policy, fixed)
+    except InfeasibleError as error:
+        refused[policy.name] = str(error)
+        return None
+
+
+def check_made_for(plan: Plan, hardware: str | None, path: Path) -> None:
+    """InputError unless `plan` was made for `hardware`, where that is given."""
+    if hardware is None:
+        return
+    wanted = load_hardware(hardware)
+    if wanted.content_hash != plan.hardware.content_hash:
+        same = " of another content" if wanted.id == plan.hardware.id else ""
+        what = f"made for hardware '{plan.made_for.hardware}', not for this '{wanted.id}'{same}"
+        raise InputError(what, where=str(path), cure="Plan again for this hardware")
+
+
+def check_profile(device: str, link_gbps: float | None, hidden: int) -> None:
+    """What `profile` can measure: a link of its own on a CUDA device, whole heads everywhere."""
+    if device == "cuda" and link_gbps:
+        raise InputError("the link of a CUDA device is measured, not set", where="--link-gbps", cure="Leave it out")
+    if hidden % 64:
+        cure = f"Give {max(64, round(hidden / 64) * 64)}"
+        raise InputError(f"{hidden} is no multiple of the head size 64", where="--hidden", cure=cure)
+
+
+def profile_id(output: Path) -> str:
+    """An id for the profile written to `output`."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in output.stem) or "measured"
+
+
+def check_files(outputs: dict[str, Path | None], inputs: Iterable[Path | None] = ()) -> None:
+    """Every output can be written, and over nothing that is read or written too: asked before the work is done."""
+    taken = {path.absolute(): "what is read" for path in inputs if path is not None}
+    for flag, path in outputs.items():
+        if path is None:
+            continue
+        if path.absolute() in taken:
+            what = f"{path} would overwrite {taken[path.absolute()]}"
+            raise InputError(what, where=flag, cure="Choose another file")
+        check_writable(path)
+        taken[path.absolute()] = f"what {flag} writes"
+
+
+def one_of(flag: str, value: str, known: Iterable[str], what: str = "value") -> None:
+    """InputError with the nearest of `known`."""
+    known = tuple(known)
+    if value not in known:
+        raise InputError(f"unknown {what} '{value}'", where=flag, cure=nearest(value, known))

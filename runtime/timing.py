@@ -1,0 +1,81 @@
+"""Timing kernels: repeated, on the device, and with cold caches."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+
+@dataclass
+class Series:
+    """Repeated timings of one piece of work."""
+
+    work: float
+    """FLOP or bytes in one run."""
+    seconds: list[float]
+
+    @property
+    def rate(self) -> float:
+        return self.work / statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range over median."""
+        if len(self.seconds) < 4:
+            return (max(self.seconds) - min(self.seconds)) / statistics.median(self.seconds)
+        low, middle, high = statistics.quantiles(self.seconds, n=4)
+        return (high - low) / middle
+
+
+class Timer:
+    """Times calls on the device, long enough to be read and after a warm-up."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def seconds(self, call: Callable[[], object], least_s: float = 0.004) -> float:
+        """Seconds of one call, from as many as fill `least_s`."""
+        self._timed(call, 1)
+        once = self._timed(call, 1)
+        repeats = max(1, min(1000, int(least_s / max(once, 1e-7))))
+        return self._timed(call, repeats) if repeats > 1 else min(once, self._timed(call, 1))
+
+    def _timed(self, call: Callable[[], object], repeats: int) -> float:
+        self._synchronize()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        self._synchronize()
+        return (time.perf_counter() - start) / repeats
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class Operands:
+    """Random operands from ever new memory, so that every kernel is timed with cold caches, as in a run:
+    weights and cache of a model that does not fit are never in a cache when they are needed."""
+
+    BYTES = 2**28
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._source = torch.randn(self.BYTES // dtype.itemsize, device=device, dtype=torch.float32).to(dtype)
+        self._target = torch.empty_like(self._source)
+        self._at = 0
+
+    def take(self, *shape: int) -> torch.Tensor:
+        """A random tensor that was not used lately."""
+        size = prod(shape)
+        start = self._at if self._at + size <= self._source.numel() else 0
+        self._at = start + -(-size // 64) * 64
+        return self._source[start : start + size].view(shape)
+
+    def result(self, *shape: int) -> torch.Tensor:
+        """Room for a result: always the same, as a run keeps writing into the same buffers."""
+        return self._target[: prod(shape)].view(shape)

@@ -1,0 +1,380 @@
+"""Bad input through the real command: exit code, one message that names what and where, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from cli_helpers import LENGTHS, cli, tiny_opt, write_prompts, write_small_profile
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).resolve().parents[1]
+JOB = f"--model opt-tiny --hardware {{d}}/small.yaml {LENGTHS}"
+FILE = "--model opt-tiny --hardware {d}/small.yaml --workload"
+RUN = "run {d}/plan.yaml"
+ON = f"--model opt-tiny {LENGTHS} --hardware"
+LARGE = "--model opt-30b --hardware rtx4090-pcie4"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every good and bad file that the cases name."""
+    d = tmp_path_factory.mktemp("cli bad input")  # a space, as people have
+    write_small_profile(d / "small.yaml")
+    assert cli("plan", *shlex.split(JOB.replace("{d}", shlex.quote(str(d)))), "-o", d / "plan.yaml").code == 0
+    _plans(d)
+    _profiles(d)
+    _workloads(d)
+    _prompts(d)
+    _checkpoints(d)
+    (d / "folder").mkdir()
+    (d / "binary").write_bytes(bytes(range(256)))
+    return d
+
+
+def _plans(d: Path) -> None:
+    text = (d / "plan.yaml").read_text()
+    data = yaml.safe_load(text)
+    write_small_profile(d / "cuda.yaml", "cuda")
+    made = {"llama": ("llama-tiny", "small.yaml"), "cuda": ("opt-tiny", "cuda.yaml")}
+    for name, (model, machine) in made.items():
+        chosen = ["--model", model, "--dtype", "float32", "--hardware", d / machine, *LENGTHS.split()]
+        done = cli("plan", *chosen, "-o", d / f"plan-{name}.yaml")
+        assert done.code == 0, done.err
+    (d / "half.yaml").write_text(text[: len(text) * 2 // 3])
+    (d / "list.yaml").write_text("- 1\n")
+    edits = {
+        "unknown": {"foo": 1},
+        "version": {"schema_version": 9},
+        "slots": {"decisions": data["decisions"] | {"cache_slots": 3}},
+        "layers": {"decisions": data["decisions"] | {"resident_layers": [99]}},
+        "workload": {"workload": {"runs": [[8, 64, 9]]}},
+        "model": {"model": data["model"] | {"hidden": 128}},
+        "infinite": {"bound_total_s": float("inf")},
+        "text": {"solve_s": "fast"},
+    }
+    for name, change in edits.items():
+        (d / f"plan-{name}.yaml").write_text(yaml.safe_dump(data | change))
+    (d / "plan-twice.yaml").write_text(text + "\npolicy: hybrid\n")
+
+
+def _profiles(d: Path) -> None:
+    text = (d / "small.yaml").read_text()
+    data = yaml.safe_load(text)
+    link = data["link"]
+    edits = {
+        "text": {"link": link | {"latency_s": link["latency_s"] | {"value": "1e-5"}}},
+        "unit": {"link": {k.replace("h2d_bytes_per_s", "h2d_gb_per_s"): v for k, v in link.items()}},
+        "key": {"colour": "red"},
+        "negative": {"link": link | {"latency_s": link["latency_s"] | {"value": -1.0}}},
+        "markup": {"description": "[/bold] [red]"},
+        "host": {"host": data["host"] | {"total_bytes": data["host"]["reserve_bytes"] | {"value": 1.60005e10}}},
+        "kind": {"link": link | {"latency_s": link["latency_s"] | {"kind": "guessed"}}},
+    }
+    for name, change in edits.items():
+        (d / f"machine-{name}.yaml").write_text(yaml.safe_dump(data | change))
+    (d / "machine-half.yaml").write_text(text[: len(text) // 2])
+    (d / "machine-extends.yaml").write_text("extends: rtx9090\n")
+
+
+def _workloads(d: Path) -> None:
+    good = '{"id": "a", "prompt_len": 4, "gen_len": 2}\n'
+    for name, text in {
+        "empty": "\n\n", "json": good + "{oops\n", "key": good + '{"id": "b", "prompt_length": 4, "gen_len": 2}\n',
+        "zero": good + '{"id": "b", "prompt_len": 0, "gen_len": 2}\n', "same": good + good, "array": "[1, 2]\n",
+        "text": '{"id": "a", "prompt": "Hello"}\n', "long": '{"id": "a", "prompt_len": 600, "gen_len": 2}\n',
+        "deep": "[" * 100_000,
+    }.items():  # fmt: skip
+        (d / f"work-{name}.jsonl").write_text(text)
+
+
+def _prompts(d: Path) -> None:
+    write_prompts(d / "good.jsonl")
+    write_prompts(d / "few.jsonl", count=7)
+    write_prompts(d / "short.jsonl", length=63)
+    write_prompts(d / "more.jsonl", max_new_tokens=9)
+    good = (d / "good.jsonl").read_text()
+    for name, line in {
+        "json": "{oops", "key": '{"tokens": [1], "max_tokens": 3}', "both": '{"tokens": [1], "prompt": "Hello"}',
+        "neither": '{"id": "a"}', "temperature": '{"tokens": [1], "temperature": 0.7}',
+        "stop": '{"tokens": [1], "stop": ["."]}', "negative": '{"tokens": [-1]}', "float": '{"tokens": [1.5]}',
+        "none": '{"tokens": []}', "new": '{"tokens": [1], "max_new_tokens": 0}', "id": '{"id": 7, "tokens": [1]}',
+        "same": '{"id": "p0", "tokens": [1]}', "text": '{"prompt": "Hello"}', "array": "[1]",
+        "deep": "[" * 100_000,
+    }.items():  # fmt: skip
+        (d / f"prompts-{name}.jsonl").write_text(good + line + "\n")
+    beyond = [*good.splitlines()[:7], json.dumps({"id": "x", "tokens": [1] * 63 + [2**70]})]
+    (d / "beyond.jsonl").write_text("\n".join(beyond))
+    (d / "prompts-empty.jsonl").write_text("")
+
+
+def _checkpoints(d: Path) -> None:
+    tiny_opt().save_pretrained(d / "opt")
+    tiny_opt(num_hidden_layers=3).save_pretrained(d / "opt-shallow")
+    whole = load_file(d / "opt" / "model.safetensors")
+    lost, name = dict(whole), "model.decoder.layers.2.fc1.weight"
+    del lost[name]
+    variants = {
+        "lost": lost,
+        "wide": whole | {name: torch.zeros(256, 65)},
+        "tall": whole | {name: torch.zeros(255, 64)},
+        "scalar": whole | {name: torch.zeros(())},
+    }
+    for variant, tensors in variants.items():
+        copy = shutil.copytree(d / "opt", d / f"opt-{variant}")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, copy / "model.safetensors")
+    for variant in ("none", "half", "index", "shard"):
+        shutil.copytree(d / "opt", d / f"opt-{variant}")
+    (d / "opt-none" / "model.safetensors").unlink()
+    half = d / "opt-half" / "model.safetensors"
+    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+    (d / "opt-index" / "model.safetensors.index.json").write_text('{"weight_map": 3')
+    index = {"weight_map": dict.fromkeys(whole, "model-00001-of-00001.safetensors")}
+    (d / "opt-shard" / "model.safetensors.index.json").write_text(json.dumps(index))
+    (d / "opt-config").mkdir()
+    (d / "opt-config" / "config.json").write_text("{")
+
+
+Case = tuple[str, int, str]
+USAGE: list[Case] = [
+    ("plna", 2, "no such command 'plna'. Did you mean 'plan'?"),
+    ("--version", 2, "no such option: --version"),
+    ("plan", 2, "missing option '--model'. See: hybridserve plan --help"),
+    ("plan --model opt-tiny", 2, "missing option '--hardware'"),
+    (f"plan {JOB} --request 4", 2, "no such option: --request. Did you mean --requests?"),
+    (f"plan {JOB} --requests", 2, "'--requests' requires an argument"),
+    (f"plan {JOB} extra", 2, "extra"),
+    ("simulate", 2, "missing argument 'PLAN'"),
+    (f"{RUN} {{d}}/plan.yaml", 2, "unexpected extra argument"),
+    ("profile", 2, "missing option '-o'"),
+    ("plan --model opt-tiny --hardware {d}/small.yaml", 2, "--requests, --prompt-len, --gen-len missing. Give all"),
+    ("plan --model opt-tiny --hardware {d}/small.yaml --requests 4", 2, "no workload: --prompt-len, --gen-len missing"),
+    (f"plan {JOB} --workload {{d}}/work-same.jsonl", 2, "--workload says the lengths already, and so does --requests"),
+    (f"{RUN} --checkpoint {{d}}/opt --random-weights 0", 2, "--checkpoint and --random-weights exclude each other"),
+    (f"{RUN} --output {{d}}/new.jsonl", 2, "--output needs --input"),
+]
+NUMBERS: list[Case] = [
+    *[
+        (f"plan {JOB} --{flag} {value}", 2, f"invalid value for '--{flag}'")
+        for flag in ("requests", "prompt-len", "gen-len", "mini-batches")
+        for value in ("0", "-3", "four", "1e9", "nan", "inf", "2.5", "''")
+    ],
+    *[(f"plan {JOB} --{flag} {'9' * 30}", 2, f"'--{flag}'") for flag in ("requests", "prompt-len", "gen-len")],
+    *[(f"plan {JOB} --act-share {value}", 2, "'--act-share'") for value in ("-0.1", "1.1", "nan", "inf", "half")],
+    *[(f"plan {JOB} --gpu-memory-gb {value}", 2, "'--gpu-memory-gb'") for value in ("0", "-1", "nan", "inf", "1e9")],
+    (f"plan {JOB} --requests 1e9", 2, "got '1e9'"),
+    (f"plan {JOB} --mini-batches 9", 2, "--mini-batches: 9 mini-batches for 8 requests. Give at most 8"),
+    (f"plan {JOB} --gpu-memory-gb 80", 2, "--gpu-memory-gb: 80 GB is more than the 0.0016 GB usable"),
+    (f"plan {LARGE} {LENGTHS} --gpu-memory-gb 1", 2, "leaves nothing beside the context reserve of 1.24 GB"),
+    (f"plan {JOB} --prompt-len 512", 2, "needs 519 positions (prompt_len 512 + gen_len 8 - 1), opt-tiny has 512"),
+    (f"{RUN} --random-weights -1", 2, "'--random-weights'"),
+    (f"{RUN} --random-weights {2**64}", 2, "'--random-weights'"),
+    (f"plan {ON} {{d}}/machine-host.yaml", 1, "infeasible (host_memory)"),
+    (f"plan {LARGE} {LENGTHS} --gpu-memory-gb 1.3", 1, "infeasible (gpu_memory)"),
+]
+NAMES: list[Case] = [
+    (f"plan --model opt-30 --hardware rtx4090-pcie4 {LENGTHS}", 2, "unknown model 'opt-30'. Did you mean 'opt-30b'"),
+    (f"plan --model {{d}}/folder --hardware rtx4090-pcie4 {LENGTHS}", 2, "this folder has no config.json"),
+    (f"plan --model {'x' * 5000} --hardware rtx4090-pcie4 {LENGTHS}", 2, "unknown model"),
+    (f"plan {ON} rtx4090", 2, "unknown hardware 'rtx4090'. Did you mean 'rtx4090-"),
+    (f"plan {ON} tpu", 2, "Or give a .yaml file"),
+    (f"plan {ON} {'x' * 5000}", 2, "unknown hardware"),
+    (f"plan {ON} ''", 2, "hardware"),
+    (f"plan {JOB} --policy hybird", 2, "--policy: unknown policy 'hybird'. Did you mean 'hybrid'?"),
+    (f"plan {JOB} --dtype fp16", 2, "unknown dtype 'fp16'. Did you mean 'float16'"),
+    (f"plan {ON} rtx4090-pcie4", 2, "no GEMM rate for float32"),
+    (f"plan {JOB} --policy kv-only --act-share 0.5", 2, "--act-share: policy 'kv-only' has an ACT share of 0, not of"),
+    (f"compare {JOB} --policies ''", 2, "--policies: no policy given. Known: act-only, hybrid"),
+    (f"compare {JOB} --policies ,", 2, "--policies: no policy given"),
+    (f"compare {JOB} --policies hybrid,kvonly", 2, "--policies: unknown policy 'kvonly'. Did you mean 'kv-only'"),
+    (f"compare {JOB} --act-share 0.3", 2, "policy 'kv-only' has an ACT share of 0, not of 0.3"),
+    ("show opt-30", 2, "nothing known as 'opt-30'. Did you mean 'opt-30b'"),
+    ("show ''", 2, "nothing known as ''"),
+    (f"show {'x' * 5000}", 2, "nothing known as"),
+    ("show model opt-tiny", 2, "show: unknown value 'model'. Did you mean 'models'?"),
+    ("show models rtx4090-pcie4", 2, "unknown model 'rtx4090-pcie4'"),
+    ("show hardware opt-tiny", 2, "unknown hardware 'opt-tiny'"),
+    ("show {d}/nowhere.yaml", 2, "nowhere.yaml: no such hardware profile file"),
+    ("show {d}/opt-config", 2, "not valid JSON"),
+    ("profile --device tpu -o {d}/new.yaml", 2, "--device: unknown value 'tpu'. Did you mean 'cpu'?"),
+    ("profile --dtype int8 -o {d}/new.yaml", 2, "--dtype: unknown value 'int8'"),
+    ("profile --hidden 100 -o {d}/new.yaml", 2, "--hidden: 100 is no multiple of the head size 64. Give 128"),
+    ("profile --hidden 65536 -o {d}/new.yaml", 2, "--hidden: 65536 is wider than the operands"),
+    ("profile --hidden 1000000000 -o {d}/new.yaml", 2, "'--hidden'"),
+    ("profile --link-gbps 0 -o {d}/new.yaml", 2, "'--link-gbps'"),
+    ("profile --link-gbps inf -o {d}/new.yaml", 2, "'--link-gbps'"),
+    ("profile --device cuda --link-gbps 25 -o {d}/new.yaml", 2, "the link of a CUDA device is measured, not set"),
+]
+FILES: list[Case] = [
+    (f"plan {ON} {{d}}/machine-text.yaml", 2, "link.latency_s.value: '1e-5' is text, not a number. YAML reads this"),
+    (f"plan {ON} {{d}}/machine-unit.yaml", 2, "h2d_gb_per_s: unknown key"),
+    (f"plan {ON} {{d}}/machine-key.yaml", 2, "colour: unknown key"),
+    (f"plan {ON} {{d}}/machine-negative.yaml", 2, "link.latency_s.value"),
+    (f"plan {ON} {{d}}/machine-kind.yaml", 2, "link.latency_s.kind"),
+    (f"plan {ON} {{d}}/machine-half.yaml", 2, "machine-half.yaml"),
+    (f"plan {ON} {{d}}/machine-extends.yaml", 2, "extends names no shipped profile: 'rtx9090'. Did you mean"),
+    (f"plan {ON} {{d}}/folder", 2, "Is a directory"),
+    (f"plan {ON} {{d}}/binary", 2, "it is not UTF-8 text"),
+    (f"plan {FILE} {{d}}/nowhere.jsonl", 2, "nowhere.jsonl: no such workload file"),
+    (f"plan {FILE} {{d}}/folder", 2, "Is a directory"),
+    (f"plan {FILE} {{d}}/binary", 2, "it is not UTF-8 text"),
+    (f"plan {FILE} ''", 2, "Is a directory"),
+    (f"plan {FILE} {{d}}/work-empty.jsonl", 2, "no request in this file. Write lines like"),
+    (f"plan {FILE} {{d}}/work-json.jsonl", 2, "line 2: not valid JSON"),
+    (f"plan {FILE} {{d}}/work-deep.jsonl", 2, "line 1: not valid JSON"),
+    (f"plan {FILE} {{d}}/work-key.jsonl", 2, "line 2: prompt_length: unknown key. Did you mean 'prompt_len'?"),
+    (f"plan {FILE} {{d}}/work-zero.jsonl", 2, "line 2: prompt_len: 0 is out of range"),
+    (f"plan {FILE} {{d}}/work-same.jsonl", 2, "line 2: id: id 'a' is already used on line 1"),
+    (f"plan {FILE} {{d}}/work-array.jsonl", 2, "line 1: [1, 2] is not an object"),
+    (f"plan {FILE} {{d}}/work-text.jsonl", 2, "line 1: text needs the tokenizer of a checkpoint"),
+    (f"plan {FILE} {{d}}/work-long.jsonl", 2, "request 'a' needs 601 positions"),
+    ("plan --model {d}/opt --hardware {d}/small.yaml --workload {d}/work-text.jsonl", 2, "no tokenizer here"),
+    (f"compare {FILE} {{d}}/work-json.jsonl", 2, "line 2: not valid JSON"),
+    ("simulate {d}/nowhere.yaml", 2, "nowhere.yaml: no such plan file"),
+    ("simulate {d}/folder", 2, "cannot read this plan file: Is a directory"),
+    ("simulate {d}/binary", 2, "it is not UTF-8 text"),
+    ("simulate {d}/half.yaml", 2, "half.yaml"),
+    ("simulate {d}/list.yaml", 2, "a plan file is a mapping"),
+    ("simulate {d}/small.yaml", 2, "small.yaml"),
+    ("simulate {d}/plan-unknown.yaml", 2, "foo: unknown key"),
+    ("simulate {d}/plan-twice.yaml", 2, "key 'policy' is given twice"),
+    ("simulate {d}/plan-version.yaml", 2, "schema_version"),
+    ("simulate {d}/plan-slots.yaml", 2, "memory.gpu: the gpu memory budget does not follow from the decisions"),
+    ("simulate {d}/plan-layers.yaml", 2, "decisions.resident_layers"),
+    ("simulate {d}/plan-workload.yaml", 2, "the workload in this plan is not the one it was made for"),
+    ("simulate {d}/plan-model.yaml", 2, "the model in this plan is not the one it was made for"),
+    ("simulate {d}/plan-infinite.yaml", 2, "bound_total_s: input should be a finite number"),
+    ("simulate {d}/plan-text.yaml", 2, "solve_s: 'fast' is text, not a number"),
+    ("run {d}/half.yaml", 2, "half.yaml"),
+    (f"{RUN} --hardware rtx4090-pcie4", 2, "made for hardware 'small-cpu', not for this 'rtx4090-pcie4'. Plan again"),
+    (f"{RUN} --hardware rtx", 2, "unknown hardware 'rtx'"),
+]
+PROMPTS: list[Case] = [
+    *[
+        (f"{RUN} --input {{d}}/prompts-{name}.jsonl", 2, f"line 9{fragment}")
+        for name, fragment in {
+            "json": ": not valid JSON", "deep": ": not valid JSON", "array": ": a prompt line is a JSON object",
+            "key": ": unknown key 'max_tokens'. Did you mean", "both": ": give either 'prompt' or 'tokens': both are",
+            "neither": ": give either 'prompt' or 'tokens': neither is", "temperature": ": temperature = 0.7: this",
+            "stop": ": stop = ['.']: this runtime decodes greedily", "negative": ": tokens is a list of whole numbers",
+            "float": ": tokens is a list of whole numbers", "none": ": tokens is a list of whole numbers, at least one",
+            "new": ": max_new_tokens is a whole number above 0, got 0", "id": ": id: 7 is not an id",
+            "same": ": id 'p0' is already used on line 1", "text": ": text needs the tokenizer of a checkpoint",
+        }.items()
+    ],
+    (f"{RUN} --input {{d}}/prompts-text.jsonl --checkpoint {{d}}/opt", 2, "no tokenizer here"),
+    (f"{RUN} --input {{d}}/prompts-empty.jsonl", 2, "prompts-empty.jsonl: no prompts in this file"),
+    (f"{RUN} --input {{d}}/nowhere.jsonl", 2, "nowhere.jsonl: no such prompt file"),
+    (f"{RUN} --input {{d}}/binary", 2, "it is not UTF-8 text"),
+    (f"{RUN} --input {{d}}/few.jsonl", 2, "7 prompts for a plan of 8 requests. Plan for this input"),
+    (f"{RUN} --input {{d}}/short.jsonl", 2, "line 1: prompt 'p0' has 63 tokens, planned for 64"),
+    (f"{RUN} --input {{d}}/more.jsonl", 2, "line 1: max_new_tokens is 9, planned for 8"),
+    (f"{RUN} --input {{d}}/beyond.jsonl", 2, "line 8: token 1180591620717411303424 is outside the vocabulary of 256"),
+]  # fmt: skip
+CHECKPOINTS: list[Case] = [
+    (f"{RUN} --checkpoint {{d}}/{name}", 2, fragment)
+    for name, fragment in {
+        "nowhere": "nowhere: no such folder", "opt/model.safetensors": "a checkpoint is a folder, this is a file",
+        "folder": "no such model config file", "opt-config": "not valid JSON",
+        "opt-shallow": "not the model of the plan, opt-tiny: layers 3 (planned 5)",
+        "opt-none": "neither model.safetensors nor model.safetensors.index.json here",
+        "opt-half": "not a whole safetensors file", "opt-index": "not a safetensors index",
+        "opt-shard": "model-00001-of-00001.safetensors: no such file",
+        "opt-lost": "tensor 'model.decoder.layers.2.fc1.weight' is missing",
+        "opt-wide": "'model.decoder.layers.2.fc1.weight' has shape [256, 65]",
+        "opt-tall": "has 255 rows, the config needs 256", "opt-scalar": "fc1.weight' has shape []",
+    }.items()
+]  # fmt: skip
+OUTPUTS: list[Case] = [
+    (f"plan {JOB} -o {{d}}/folder", 2, "cannot write: this is a folder. Give a file name in it"),
+    (f"plan {JOB} -o {{d}}/binary/plan.yaml", 2, "binary is a file, not a folder"),
+    (f"plan {JOB} -o /proc/nowhere/plan.yaml", 2, "cannot write"),
+    (f"plan {JOB} -o ''", 2, "cannot write"),
+    (f"plan {JOB} -o {{d}}/{'x' * 300}", 2, "cannot write"),
+    ("simulate {d}/plan.yaml --trace {d}/folder", 2, "cannot write: this is a folder"),
+    ("simulate {d}/plan.yaml --trace {d}/plan.yaml", 2, "--trace"),
+    (f"{RUN} --trace {{d}}/binary/trace.json", 2, "binary is a file, not a folder"),
+    (f"{RUN} --input {{d}}/good.jsonl --output {{d}}/folder", 2, "cannot write: this is a folder"),
+    (f"{RUN} --input {{d}}/good.jsonl --output {{d}}/good.jsonl", 2, "would overwrite what is read"),
+    (f"{RUN} --input {{d}}/good.jsonl --output {{d}}/a --trace {{d}}/a", 2, "would overwrite what --output writes"),
+    ("profile -o {d}/folder", 2, "cannot write: this is a folder"),
+    ("demo --output {d}/binary", 2, "binary is a file, not a folder"),
+]
+RUNS: list[Case] = [
+    ("run {d}/plan-llama.yaml", 1, "this runtime executes the OPT family; llama-tiny (llama)"),
+    pytest.param(
+        "run {d}/plan-cuda.yaml", 1, "this machine has no CUDA device. Plan with a profile of this machine",
+        marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+    ),
+    pytest.param(
+        "profile --device cuda -o {d}/new.yaml", 2, "--device: this machine has no CUDA device. Use --device cpu",
+        marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+    ),
+]  # type: ignore[list-item]  # fmt: skip
+CASES = [*USAGE, *NUMBERS, *NAMES, *FILES, *PROMPTS, *CHECKPOINTS, *OUTPUTS, *RUNS]
+
+
+def arguments(line: str, folder: Path) -> list[str]:
+    return [part.replace("{d}", str(folder)) for part in shlex.split(line)]
+
+
+@pytest.mark.parametrize(("line", "code", "fragment"), CASES)
+def test_bad_input(line: str, code: int, fragment: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    done = cli(*arguments(line, folder))
+    assert fragment in done.err
+    assert done.code == code
+    assert done.out == ""
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1, "one message on one line"
+    assert "Traceback" not in done.err
+    assert sorted(folder.rglob("*")) == before, "a file was left behind"
+
+
+@pytest.mark.parametrize("line", ["plna", f"plan {JOB} --requests 1e9", "simulate {d}/half.yaml"])
+def test_bad_input_in_a_process_of_its_own(line: str, folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "hybridserve.py", *arguments(line, folder)],
+        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_every_policy_infeasible() -> None:
+    done = cli("compare", *f"{LARGE} {LENGTHS} --gpu-memory-gb 1.3 --policies kv-only,act-only".split())
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("error: no policy is feasible\nkv-only: infeasible (gpu_memory)")
+    assert "act-only: infeasible" in done.err
+
+
+def test_text_with_brackets_is_printed_as_it_is(folder: Path) -> None:
+    done = cli("show", folder / "machine-markup.yaml")
+    assert done.code == 0
+    assert "[/bold] [red]" in done.out
+
+
+def test_a_failed_write_leaves_the_old_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = folder / "old.yaml"
+    target.write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    done = cli("plan", *arguments(JOB, folder), "-o", target)
+    monkeypatch.undo()
+    assert done.code == 2
+    assert "old.yaml: cannot write: No space left on device" in done.err
+    assert target.read_text() == "old"
+    assert not list(folder.glob(".old.yaml*"))
+    target.unlink()

@@ -1,0 +1,83 @@
+"""Prompt files: what is read, what a plan needs of them, and what is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from planner.errors import InputError
+from runtime.prompts import Prompt, Text, as_workload, holds_prompts, load_tokenizer, read_prompts, write_completions
+
+
+def written(folder: Path, *lines: object) -> Path:
+    path = folder / "prompts.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer of whole words."""
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = tmp_path_factory.mktemp("tokenizer")
+    words = {word: i for i, word in enumerate(("<unk>", "one", "two", "three", "a\u2028b"))}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "removed")
+    PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>").save_pretrained(folder)
+    return folder
+
+
+def test_token_ids_and_defaults(tmp_path: Path) -> None:
+    path = written(tmp_path, {"tokens": [1, 2]}, "  ", {"id": "b", "tokens": [3], "max_new_tokens": 4, "seed": None})
+    prompts = read_prompts(path, Text(None))
+    assert [(p.id, p.tokens, p.max_new_tokens) for p in prompts] == [("0", [1, 2], None), ("b", [3], 4)]
+    assert [(r.id, r.prompt_len, r.gen_len) for r in as_workload(prompts).requests] == [("0", 2, 16), ("b", 1, 4)]
+
+
+def test_greedy_values_of_sampling_fields_are_accepted(tmp_path: Path) -> None:
+    line = {"tokens": [1], "temperature": 0.0, "top_p": 1.0, "top_k": 0, "stop": None}
+    assert len(read_prompts(written(tmp_path, line), Text(None))) == 1
+
+
+def test_text_and_token_ids_in_one_file(tmp_path: Path, checkpoint: Path) -> None:
+    text = Text(checkpoint)
+    prompts = read_prompts(written(tmp_path, {"tokens": [2]}, {"prompt": "one two three"}), text)
+    assert [p.tokens for p in prompts] == [[2], [1, 2, 3]]
+    assert text.decode([3, 1]) == "three one"
+
+
+def test_a_line_separator_inside_text_does_not_end_the_line(tmp_path: Path, checkpoint: Path) -> None:
+    path = written(tmp_path, '{"prompt": "a\u2028b one"}')
+    assert [p.tokens for p in read_prompts(path, Text(checkpoint))] == [[4, 1]]
+
+
+def test_a_folder_without_a_vocabulary_has_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "opt"}')
+    with pytest.raises(InputError, match=r"no tokenizer here: none of tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_broken_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="no tokenizer here"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [('{"tokens": [1]}', True), ('{"prompt": "x"}', True), ('{"prompt_len": 1, "gen_len": 2}', False), ("{", False)],
+)
+def test_holds_prompts(line: str, expected: bool, tmp_path: Path) -> None:
+    assert holds_prompts(written(tmp_path, "", line)) is expected
+
+
+def test_completions_have_one_line_each(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    write_completions(path, [Prompt("a", [1]), Prompt("b", [2])], [[3, 4], [5]], Text(None))
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"id": "a", "text": None, "tokens": [3, 4], "finish_reason": "length"},
+        {"id": "b", "text": None, "tokens": [5], "finish_reason": "length"},
+    ]

@@ -1,0 +1,63 @@
+"""What people read: units, precision and provenance."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console, RenderableType
+
+from planner import report
+from planner.hardware import load_hardware
+from planner.model import load_model
+from planner.timeline import Span, Timeline
+
+
+def shown(part: RenderableType, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, markup=False)
+    console.print(part)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 us"), (4.2e-5, "42 us"), (0.0123, "12.3 ms"), (2.345, "2.35 s"), (12345.6, "12,346 s")],
+)
+def test_seconds(value: float, text: str) -> None:
+    assert report.seconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.4e10, "24 GB"), (1.5e12, "1.5 TB")]
+)
+def test_size(value: float, text: str) -> None:
+    assert report.size(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(13.719, "13.72 tokens/s"), (13140.2, "13,140 tokens/s")])
+def test_rate(value: float, text: str) -> None:
+    assert report.rate(value) == text
+
+
+def test_every_number_of_a_profile_has_unit_and_source() -> None:
+    text = shown(report.hardware_report(load_hardware("rtx4090-pcie4")))
+    for line in (
+        "  usable_bytes           25.25 GB", "  gemm_flops_by_rows.float16              49 to 164.5 TFLOP/s",
+        "      published, 4 points at 64 to 512 rows: ", "  latency_s                   10 us", "      assumed: ",
+    ):  # fmt: skip
+        assert line in text
+
+
+def test_model_report() -> None:
+    text = shown(report.model_report(load_model("llama-3-8b")))
+    assert "8.03 billion" in text
+    assert "32 of 128, 8 for K and V" in text
+
+
+def test_streams_without_decode_show_prefill() -> None:
+    timeline = Timeline(
+        [Span(0, "prefill", "compute", 0, 0, 0, 0.0, 1.0, 0), Span(1, "sample", "compute", 0, -1, 0, 1, 2, 0)], 1
+    )
+    text = shown(report.streams_report("hybrid", timeline, timeline))
+    assert "streams in prefill" in text
+    assert "+0.0%" in text
