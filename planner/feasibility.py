@@ -60,8 +60,8 @@ def _most_requests(search: Search) -> int:
             low = middle
         else:
             high = middle
-    # The relaxation is a little too hopeful: take the first number that really has a plan.
-    while low and _first(search, low).run() is None:
+    # The relaxation is a little too hopeful: take the first number for which mini-batches of one request have a plan.
+    while low and _first(search, low).plan_with(min(search.options.mini_batches or low, low)) is None:
         low -= max(1, low // 20)
     return low
 

@@ -20,7 +20,7 @@ from planner.simulator import simulate
 from planner.timeline import Timeline
 from planner.workload import Workload, check_fits
 
-DOMINANCE_GAP = 0.002
+DOMINANCE_GAP = 0.003
 """Plans proven this close to the best are not worth a second look."""
 SOLVER = "PuLP with HiGHS; branch and bound over the number of mini-batches"
 

@@ -35,7 +35,7 @@ TOLERANCE = 1e-3
 PREFILL_CHUNK_TOKENS = 2048
 """Rows at which GEMM rates have levelled off in every profile: larger chunks only need more workspace."""
 MAX_EXACT_SOLVES = 6
-MAX_ROUNDINGS = 4
+MAX_ROUNDINGS = 8
 NEAR = 0.01
 """Within this of the bound, no second way to size prefill's buffers is tried."""
 
@@ -50,7 +50,7 @@ class Options:
     weight_slots: int = 2
     cache_slots: int = 2
     store_slots: int = 2
-    simplicity: float = 0.003
+    simplicity: float = 0.0025
     """Of plans this close to the best, take the one with the fewest mini-batches: fewer operations, same speed."""
 
 
@@ -129,6 +129,11 @@ class Search:
 
     # ---- one number of mini-batches --------------------------------------------------------------
 
+    def plan_with(self, count: int) -> Decisions | None:
+        """Decisions with exactly `count` mini-batches, or None where there are none."""
+        found = self._solve_for(count, float("inf"))
+        return found[0] if found else None
+
     def _solve_for(self, count: int, good_s: float) -> tuple[Decisions, float] | None:
         """The better of roomy and least prefill buffers; the latter only where the former is not near `good_s`."""
         # By length, so that the order in which requests came changes nothing but their numbers.
@@ -154,8 +159,11 @@ class Search:
     def _rounded(
         self, problem: SplitProblem, batches: list[list[int]], indices: list[list[int]], roomy: bool
     ) -> tuple[Decisions, float] | None:
-        """Rounding to whole blocks and slabs can overshoot a full budget a little: then plan with that much less."""
-        for _ in range(MAX_ROUNDINGS):
+        """Rounding to whole blocks and slabs can overshoot a full budget a little: then plan with that much less.
+
+        A margin smaller than a block may be rounded away again, so it grows.
+        """
+        for attempt in range(MAX_ROUNDINGS):
             split = solve(problem)
             if split is None:
                 return None
@@ -165,9 +173,9 @@ class Search:
                 return self._widest_passes(decisions, roomy), split.objective_s
             problem = replace(
                 problem,
-                fixed_decode_bytes=problem.fixed_decode_bytes + gpu,
-                prefill_bytes=problem.prefill_bytes + gpu,
-                host_margin_bytes=problem.host_margin_bytes + host,
+                fixed_decode_bytes=problem.fixed_decode_bytes + gpu * 4**attempt,
+                prefill_bytes=problem.prefill_bytes + gpu * 4**attempt,
+                host_margin_bytes=problem.host_margin_bytes + host * 4**attempt,
             )
         return None
 

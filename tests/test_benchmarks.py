@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import io
+
+from rich.console import Console
+
 from benchmarks.demo import ROOT, load, table, with_table
+from planner.hardware import load_hardware
+from planner.model import load_model
+from planner.planning import make_plan
+from planner.policies import POLICIES
+from planner.report import plan_report
+from planner.workload import Workload
 
 
 def test_readme_shows_the_record() -> None:
@@ -16,3 +26,17 @@ def test_the_record_holds_what_the_project_promises() -> None:
     assert record["mean_decode_step_error"] <= 0.10
     assert record["order_holds"]
     assert {run["policy"] for run in record["policies"]} == {"hybrid", "kv-only", "act-only"}
+
+
+def test_readme_shows_the_plan_that_the_command_prints() -> None:
+    readme = (ROOT / "README.md").read_text()
+    block = readme.split("```text\n", 1)[1].split("```", 1)[0]
+    plan = make_plan(
+        load_hardware("rtx4090-pcie4"), load_model("opt-30b"), Workload.uniform(128, 1024, 128), POLICIES["hybrid"]
+    )
+    printed = io.StringIO()
+    Console(file=printed, width=100).print(plan_report(plan))
+    lines = {" ".join(line.split()) for line in printed.getvalue().splitlines()}
+    for line in block.splitlines():
+        shown = " ".join(line.split())
+        assert shown in lines or not shown or "left out" in shown or set(shown) == {"─"}, f"stale in README: {line}"

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from planner.composition import compose
 
 
-@given(st.lists(st.integers(1, 130), min_size=1, max_size=24), st.data())
-@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 130), min_size=1, max_size=16), st.data())
+@settings(deadline=None, max_examples=20)
 def test_composition(sizes: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(sizes)))
     batches = compose(sizes, count)
@@ -50,3 +50,9 @@ def test_the_order_of_requests_does_not_change_the_loads() -> None:
         for order in (sizes, sizes[::-1], sorted(sizes))
     ]
     assert loads[0] == loads[1] == loads[2]
+
+
+def test_many_different_sizes_are_level_without_the_solver() -> None:
+    sizes = [*range(1, 31), 100]  # more sizes than the solver is asked to level
+    batches = compose(sizes, 4)
+    assert max(sum(sizes[r] for r in members) for members in batches) <= -(-sum(sizes) // 4) + 1

@@ -151,7 +151,7 @@ def small_jobs(draw: st.DrawFn) -> tuple[HardwareProfile, ModelSpec, Workload]:
 
 
 @given(small_jobs())
-@settings(QUICK, max_examples=12)
+@settings(QUICK, max_examples=8)
 def test_no_plan_of_whole_requests_is_faster(job: tuple[HardwareProfile, ModelSpec, Workload]) -> None:
     hardware, model, work = job
     costs = CostModel(hardware, model)

@@ -67,7 +67,7 @@ OPTIONS = st.builds(
 
 
 @given(jobs(), st.sampled_from(sorted(POLICIES)), OPTIONS)
-@settings(QUICK, max_examples=30)
+@settings(QUICK, max_examples=20)
 def test_the_bound_holds_and_budgets_are_kept(
     job: tuple[HardwareProfile, ModelSpec, Workload], policy: str, options: Options
 ) -> None:
@@ -117,7 +117,7 @@ def roomy_jobs(draw: st.DrawFn) -> tuple[HardwareProfile, ModelSpec, Workload]:
 
 
 @given(roomy_jobs())
-@settings(QUICK, max_examples=8)
+@settings(QUICK, max_examples=6)
 def test_hybrid_is_no_slower_than_either_form_alone(job: tuple[HardwareProfile, ModelSpec, Workload]) -> None:
     single = min(planned(job, POLICIES[name]).prediction.total_s for name in ("kv-only", "act-only"))
     # Unlike requests are rounded one by one, which costs more than the simplicity that all plans are allowed.
@@ -130,7 +130,7 @@ def test_hybrid_is_no_slower_than_either_form_alone(job: tuple[HardwareProfile, 
     st.sampled_from(["link", "gemm", "memory", "gpu", "host"]),
     st.sampled_from([1.1, 1.5, 4.0]),
 )
-@settings(QUICK, max_examples=8)
+@settings(QUICK, max_examples=6)
 def test_more_of_anything_never_makes_the_objective_worse(
     job: tuple[HardwareProfile, ModelSpec, Workload], what: str, factor: float
 ) -> None:
