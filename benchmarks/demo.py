@@ -70,7 +70,8 @@ def table(record: dict[str, Any]) -> str:
         f"({machine['cores']} cores), torch {machine['torch']}. "
         f"Decode step: mean error {sum(errors) / len(errors):.1%}, "
         f"worst {max(errors):.1%} (n = {len(errors)} policies); over the ACT curve mean {sum(curve) / len(curve):.1%}, "
-        f"worst {max(curve):.1%} (n = {len(curve)}). Predicted before each run, from a profile of kernels and engine overhead.",
+        f"worst {max(curve):.1%} (n = {len(curve)}). "
+        "Predicted before each run, from a profile of kernels and engine overhead.",
     ]
     return "\n".join(rows)
 

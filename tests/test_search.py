@@ -85,7 +85,7 @@ def test_the_bound_holds_and_budgets_are_kept(
 
 
 @given(jobs())
-@settings(QUICK, max_examples=10)
+@settings(QUICK, max_examples=6)
 def test_pinned_slabs_that_round_up_are_charged(job: tuple[HardwareProfile, ModelSpec, Workload]) -> None:
     hardware, model, work = job
     rounding = hardware.model_copy(
@@ -95,6 +95,32 @@ def test_pinned_slabs_that_round_up_are_charged(job: tuple[HardwareProfile, Mode
     host = plan.memory["host"]
     powers = [1 << (line.bytes - 1).bit_length() for line in host.lines if line.bytes]
     assert host.planned_bytes == sum(powers) <= host.capacity_bytes
+
+
+@pytest.mark.parametrize(("gpu_bytes", "host_bytes"), [(6e8, 3e7), (4e8, 1.35e8), (6e8, 9e8)])
+def test_slabs_that_round_up_past_the_budget_are_never_planned(gpu_bytes: float, host_bytes: float) -> None:
+    """In the first two, what fits exactly does not fit in powers of two: another plan or none, but not that one."""
+    exact = ideal_hardware(gpu_bytes=gpu_bytes, host_bytes=host_bytes)
+    rounding = exact.model_copy(update={"host": exact.host.model_copy(update={"pin_rounding": "power_of_two"})})
+    work = Workload.uniform(12, 900, 20)
+    assert make_plan(exact, wide_model(3), work, HYBRID).memory["host"].planned_bytes <= host_bytes
+    try:
+        plan = make_plan(rounding, wide_model(3), work, HYBRID)
+    except InfeasibleError as error:
+        assert error.limit == "host_memory"
+        assert host_bytes < 9e8
+    else:
+        assert plan.memory["host"].planned_bytes <= host_bytes
+
+
+@pytest.mark.parametrize("weight_slots", [1, 2, 3])
+def test_the_bound_charges_no_transfer_that_a_plan_does_not_make(weight_slots: int) -> None:
+    """With one slot a layer comes in one piece, however many mini-batches there are."""
+    slow = ideal_hardware().with_values(**{"link.latency_s": 1e-3})
+    options = Options(weight_slots=weight_slots, mini_batches=8, max_resident_layers=0)
+    for work in (Workload.uniform(16, 60, 9), ragged([(60, 9 + 3 * i) for i in range(16)])):
+        plan = make_plan(slow, small_model(layers=4), work, HYBRID, options)
+        assert plan.bound_total_s <= plan.prediction.total_s * (1 + 1e-6)
 
 
 @st.composite
