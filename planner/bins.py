@@ -90,10 +90,11 @@ class AverageBin:
 
     def _attention_floor(self, tokens: float, fewest: int) -> float:
         """No composition gathers more tokens in a mini-batch than the mean, in the end, and one request more."""
-        curve = self.costs.hardware.gpu.achieved.decode_attention_bytes_per_s_by_tokens
+        achieved = self.costs.hardware.gpu.achieved
+        curve = achieved.decode_attention_bytes_per_s_by_tokens
         most = BLOCK_TOKENS * (self.whole.final_blocks / fewest + blocks_for(self.largest))
         best = max([rate for size, rate in curve.points if size <= most] + [curve.at(most)])
-        return tokens * self.costs.model.kv_bytes_per_token_layer / best
+        return achieved.decode_slowdown.value * tokens * self.costs.model.kv_bytes_per_token_layer / best
 
 
 def _lower_envelope(costs: CostModel, requests: int) -> tuple[Floats, Floats]:

@@ -53,11 +53,12 @@ class CostModel:
         if not blocks:
             return OpCost()
         rows = blocks * BLOCK_TOKENS
-        return self._gemm(rows, self.model.hidden, 2 * self.model.d_kv) + self._overhead()
+        return self._slowed(self._gemm(rows, self.model.hidden, 2 * self.model.d_kv)) + self._overhead()
 
     def _decode_forward(self, rows: int, cached_tokens: int) -> OpCost:
         """One layer for `rows` new tokens that attend to `cached_tokens` cached ones in all."""
-        return self.projections(rows) + self.decode_attention(cached_tokens) + self._forward_overhead()
+        kernels = self.projections(rows) + self.decode_attention(cached_tokens)
+        return self._slowed(kernels) + self._forward_overhead()
 
     def decode_attention(self, cached_tokens: int) -> OpCost:
         """Reading K and V of every cached token once."""
@@ -114,6 +115,11 @@ class CostModel:
     def _elementwise(self, elements: float) -> OpCost:
         nbytes = elements * self.model.element_bytes
         return OpCost(self.hardware.gpu.stream_time(nbytes), 0.0, nbytes)
+
+    def _slowed(self, cost: OpCost) -> OpCost:
+        """Kernels of a decode step, which run beside a busy link."""
+        slowdown = self.hardware.gpu.achieved.decode_slowdown.value
+        return OpCost(cost.seconds * slowdown, cost.flops, cost.memory_bytes)
 
     def _overhead(self) -> OpCost:
         return OpCost(self.hardware.gpu.achieved.op_overhead_s.value)

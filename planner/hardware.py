@@ -58,6 +58,8 @@ class Achieved(Strict):
     """What one operation of the engine costs beside its arithmetic (launches, Python)."""
     forward_overhead_s: Count
     """The same for an operation that runs a whole layer."""
+    decode_slowdown: Quantity
+    """How many times longer decode kernels take inside the engine, beside a busy link, than alone."""
 
 
 class Gpu(Strict):

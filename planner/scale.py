@@ -60,11 +60,11 @@ def scaled_workload(model: ModelSpec, wanted: Ratios, requests: int, gen_len: in
     return Workload.uniform(requests, prompt, gen_len)
 
 
-def scaled_model(model: ModelSpec, hidden: int, layers: int, vocab: int) -> ModelSpec:
-    """`model` with another width, depth and vocabulary: heads of 64, feed-forward in proportion, fp32."""
+def scaled_model(model: ModelSpec, hidden: int, layers: int, vocab: int, dtype: str = "float32") -> ModelSpec:
+    """`model` with another width, depth and vocabulary: heads of 64, feed-forward in proportion."""
     return replace_fields(
         model, name=f"{model.name}-scale-{hidden}", hidden=hidden, layers=layers, heads=hidden // 64,
-        kv_heads=hidden // 64, head_dim=64, ffn=hidden * model.ffn // model.hidden, vocab=vocab, dtype="float32",
+        kv_heads=hidden // 64, head_dim=64, ffn=hidden * model.ffn // model.hidden, vocab=vocab, dtype=dtype,
     )  # fmt: skip
 
 

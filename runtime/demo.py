@@ -22,12 +22,13 @@ from planner.scale import Ratios, scaled_link, scaled_model, scaled_workload
 from planner.search import Options
 from planner.trace import write_trace
 from planner.workload import Workload
+from runtime.calibration import recalibrated
 from runtime.execution import Execution, execute
 from runtime.profiler import Profiler, Request
 
 Progress = Callable[[int, int, str], None]
 
-TARGET = ("opt-30b", "rtx4090-pcie4", 128, 768)
+TARGET = ("opt-30b", "rtx4090-pcie4", 128, 640)
 """Model, hardware, requests and prompt length whose ratios the demo keeps."""
 HIDDEN, LAYERS, VOCAB, REQUESTS = 512, 4, 2048, 16
 GEN_LEN, CURVE_GEN_LEN = 16, 7
@@ -107,21 +108,24 @@ def run_demo(folder: Path, progress: Progress) -> Demo:
     profile = Profiler(request, lambda done, _, text: progress(done, stages, f"profile: {text}")).run()
     ratios = Ratios.of(CostModel(load_hardware(TARGET[1]), load_model(TARGET[0])), TARGET[2] * TARGET[3])
     what = f"{TARGET[0]} on {TARGET[1]}, {TARGET[2]} requests of {TARGET[3]} tokens"
-    hardware = _with_arena(scaled_link(profile, model, ratios, what), model, ratios)
+    hardware = recalibrated(profile, HIDDEN, model.dtype)
+    hardware = _with_arena(scaled_link(hardware, model, ratios, what), model, ratios)
     write_whole(folder / "profile.yaml", dump_yaml(hardware.to_plain()))
     done = Profiler.STAGES
     runs, curve = [], []
     job = scaled_workload(model, ratios, REQUESTS, GEN_LEN)
     for name, policy in POLICIES.items():
         progress(done, stages, name)
-        plan = make_plan(hardware, model, job, policy, STREAMED)
+        plan = make_plan(recalibrated(hardware, HIDDEN, model.dtype), model, job, policy, STREAMED)
         plan.write(folder / f"plan-{name}.yaml")
         runs.append(execute(plan))
         done += 1
     short = scaled_workload(model, ratios, REQUESTS, CURVE_GEN_LEN)
     for share in CURVE_SHARES:
         progress(done, stages, f"ACT share {share:.0%}")
-        curve.append(execute(make_plan(hardware, model, short, POLICIES["hybrid"], replace(STREAMED, act_share=share))))
+        forced = replace(STREAMED, act_share=share)
+        now = recalibrated(hardware, HIDDEN, model.dtype)
+        curve.append(execute(make_plan(now, model, short, POLICIES["hybrid"], forced)))
         done += 1
     best = max(runs, key=lambda run: run.measured.throughput_tokens_per_s)
     write_trace(folder / "trace.json", {"predicted": best.predicted, "measured": best.measured})

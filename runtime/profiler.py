@@ -17,8 +17,8 @@ from planner.errors import InputError
 from planner.files import validate
 from planner.hardware import HardwareProfile
 from runtime.attention import attend_prompt, attend_segment
+from runtime.calibration import decode_slowdowns, engine_overheads
 from runtime.machine import device_name, host_memory_bytes, in_use_bytes, machine_facts
-from runtime.overhead import engine_overheads
 from runtime.profile_link import LinkRates, measure_link
 from runtime.timing import Operands, Series, Timer
 
@@ -55,7 +55,7 @@ class Request:
 class Profiler:
     """One measurement of one device."""
 
-    STAGES = ROUNDS + 2
+    STAGES = ROUNDS + 3
 
     def __init__(self, request: Request, progress: Progress) -> None:
         if request.device == "cuda" and not torch.cuda.is_available():
@@ -85,9 +85,12 @@ class Profiler:
                 link = measure_link(self.device, self.request.link_bytes_per_s)
                 self.progress(ROUNDS + 1, self.STAGES, "engine overhead")
                 overheads = engine_overheads(self.device.type)
+                profile = validate(HardwareProfile, self._profile(link, overheads, [1.0, 1.0]), "profile")
+                self.progress(ROUNDS + 2, self.STAGES, "engine beside a busy link")
+                slowdowns = decode_slowdowns(profile, self.request.hidden, self.request.dtype)
         finally:
             torch.set_num_threads(threads)
-        return validate(HardwareProfile, self._profile(link, overheads), "profile")
+        return validate(HardwareProfile, self._profile(link, overheads, slowdowns), "profile")
 
     # ---- measurements ----------------------------------------------------------------------------
 
@@ -128,7 +131,9 @@ class Profiler:
 
     # ---- the profile -----------------------------------------------------------------------------
 
-    def _profile(self, link: LinkRates, overheads: tuple[list[float], list[float]]) -> dict[str, Any]:
+    def _profile(
+        self, link: LinkRates, overheads: tuple[list[float], list[float]], slowdowns: list[float]
+    ) -> dict[str, Any]:
         gpu_bytes, nominal = self._gpu_memory()
         cpu = self.device.type == "cpu"
         method = "hybridserve profile"
@@ -157,6 +162,7 @@ class Profiler:
                     "memory_bytes_per_s": self._number(self.series["memory", COPY_BYTES], "copy, read plus written"),
                     "op_overhead_s": self._overhead(overheads[0], "embedding"),
                     "forward_overhead_s": self._overhead(overheads[1], "forward"),
+                    "decode_slowdown": self._median(slowdowns, "steps of a small job, measured over kernels alone"),
                 },
             },
             "link": {"name": link.name, **link.numbers},
@@ -194,8 +200,10 @@ class Profiler:
         }
 
     def _overhead(self, seconds: list[float], what: str) -> Number:
-        number = self._number(Series(1.0, seconds), f"{what} of a model with next to no arithmetic")
-        return {**number, "value": float(f"{statistics.median(seconds):.5g}")}
+        return self._median(seconds, f"{what} of a model with next to no arithmetic")
+
+    def _median(self, values: list[float], what: str) -> Number:
+        return {**self._number(Series(1.0, values), what), "value": float(f"{statistics.median(values):.5g}")}
 
     def _gpu_memory(self) -> tuple[int, int]:
         """(usable, nominal) bytes."""

@@ -62,6 +62,7 @@ def ideal_hardware(
         "prefill_attention_flops_by_tokens": constant(gemm_flops),
         "decode_attention_bytes_per_s_by_tokens": constant(memory_bytes_per_s),
         "memory_bytes_per_s": number(memory_bytes_per_s),
+        "decode_slowdown": number(1.0),
     }
     data["link"] |= {key: number(h2d_bytes_per_s) for key in data["link"] if key.endswith("_bytes_per_s")}
     data["link"]["latency_s"] = number(0.0)
