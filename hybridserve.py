@@ -49,7 +49,7 @@ def plan_command(
     selection.one_of("--policy", policy, POLICIES, "policy")
     chosen = POLICIES[policy]
     selection.check_share(act_share, [chosen], "--policy")
-    selection.check_files({"--output": output}, [workload])
+    selection.check_files({"--output": output}, [workload, Path(hardware), Path(model)])
     spec, profile = load_model(model, dtype), selection.capped(load_hardware(hardware), gpu_memory_gb)
     job = _job(requests, prompt_len, gen_len, workload, model)
     fixed = selection.options(act_share, mini_batches, job)
@@ -160,6 +160,8 @@ def profile_command(
     write_whole(output, dump_yaml(profile.to_plain()))
     terminal.show(False, {}, report.hardware_report(profile))
     terminal.written(output)
+    if noise := report.noise_warning(profile):
+        terminal.err.print(noise, soft_wrap=True)
 
 
 @app.command("compare")

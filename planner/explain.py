@@ -7,8 +7,11 @@ from planner.decisions import Decisions
 from planner.forms import FORMS
 from planner.placement import FORM_INDEX
 from planner.policies import Policy
+from planner.search import Options
 from planner.timeline import Timeline
 
+BALANCED, ALL = 0.97, 0.99
+"""Busy fractions from which both sides count as full, and the share that counts as everything."""
 _ACT = [i for form, i in ((f, FORM_INDEX[f.name]) for f in FORMS) if form.rebuilt]
 _HOST = [i for form, i in ((f, FORM_INDEX[f.name]) for f in FORMS) if not form.on_gpu]
 
@@ -20,17 +23,11 @@ def act_share(decisions: Decisions) -> float:
     return act / total if total else 0.0
 
 
-def reasons(costs: CostModel, policy: Policy, decisions: Decisions, timeline: Timeline) -> list[str]:
+def reasons(costs: CostModel, policy: Policy, decisions: Decisions, timeline: Timeline, options: Options) -> list[str]:
     """One sentence each: residency, what binds, the share of activations, the mini-batches, and what is uncertain."""
-    found = [_residency(costs, decisions), _binding(timeline), *_share(costs, policy, decisions)]
-    batches = [len(mini_batch.requests) for mini_batch in decisions.mini_batches]
-    sizes = f"{min(batches)}" if min(batches) == max(batches) else f"{min(batches)} to {max(batches)}"
-    found.append(
-        f"{len(batches)} mini-batch{'es' if len(batches) > 1 else ''} of {sizes} requests: fewer would need larger "
-        "slots on the GPU, more would only add operations"
-        if len(batches) > 1
-        else f"One mini-batch of {sizes} requests: its slots fit, so cutting it would only add operations"
-    )
+    found = [_residency(costs, decisions), _binding(timeline)]
+    found += _share(costs, policy, decisions, timeline, options.act_share is not None)
+    found.append(_mini_batches(decisions, options.mini_batches is not None))
     if costs.hardware.scale_model_of:
         found.append(f"A scale model of {costs.hardware.scale_model_of}: ratios, not speeds, carry over")
     shapes = [mini_batch.shapes for mini_batch in decisions.mini_batches]
@@ -54,14 +51,40 @@ def _residency(costs: CostModel, decisions: Decisions) -> str:
 def _binding(timeline: Timeline) -> str:
     use = timeline.use("decode" if timeline.decode_steps else "prefill")
     link, compute = use["h2d"].busy_fraction, use["compute"].busy_fraction
-    if min(link, compute) > 0.97:
+    if min(link, compute) > BALANCED or abs(link - compute) < 1 - BALANCED:
         return f"Link and compute are balanced: the link is busy {link:.0%} of decoding, the GPU {compute:.0%}"
     if link > compute:
         return f"The link binds: busy {link:.0%} of decoding, the GPU {compute:.0%}"
     return f"Compute binds: the GPU is busy {compute:.0%} of decoding, the link {link:.0%}"
 
 
-def _share(costs: CostModel, policy: Policy, decisions: Decisions) -> list[str]:
+def _mini_batches(decisions: Decisions, forced: bool) -> str:
+    batches = [len(mini_batch.requests) for mini_batch in decisions.mini_batches]
+    sizes = f"{min(batches)}" if min(batches) == max(batches) else f"{min(batches)} to {max(batches)}"
+    requests = "request" if max(batches) == 1 else "requests"
+    if len(batches) == 1:
+        why = "as asked for" if forced else "its slots fit, so cutting it would only add operations"
+        return f"One mini-batch of {sizes} {requests}: {why}"
+    why = "as asked for" if forced else "fewer would need larger slots on the GPU, more would only add operations"
+    return f"{len(batches)} mini-batches of {sizes} {requests}: {why}"
+
+
+def _share_cause(decisions: Decisions, timeline: Timeline, share: float, forced: bool) -> str:
+    """What sets the share of activations, as far as the timeline shows it."""
+    use = timeline.use("decode" if timeline.decode_steps else "prefill")
+    link, compute = use["h2d"].busy_fraction, use["compute"].busy_fraction
+    if forced:
+        return "the share was asked for"
+    if not any(int(b.shapes.blocks[:, _HOST].sum()) for b in decisions.mini_batches):
+        return "the whole cache is on the GPU, where nothing of it crosses the link"
+    if min(link, compute) > BALANCED:
+        return "at this share link and GPU finish together"
+    if link > compute:
+        return "even so the link binds" if share > ALL else "the link binds, and memory leaves no room for more"
+    return "rebuilding binds" if share > ALL else "more would make the GPU the slower one, or not fit"
+
+
+def _share(costs: CostModel, policy: Policy, decisions: Decisions, timeline: Timeline, forced: bool) -> list[str]:
     model = costs.model
     share = act_share(decisions)
     if not any(form.rebuilt for form in policy.forms):
@@ -75,6 +98,6 @@ def _share(costs: CostModel, policy: Policy, decisions: Decisions) -> list[str]:
         ]
     return [
         f"{share:.0%} ACT: an activation moves {act} bytes where K and V move {kv}, and costs "
-        f"{4 * model.hidden * model.d_kv / 1e6:.3g} MFLOP to rebuild per token and layer; the share is where "
-        "link and GPU finish together, or where memory ends"
+        f"{4 * model.hidden * model.d_kv / 1e6:.3g} MFLOP to rebuild per token and layer; "
+        + _share_cause(decisions, timeline, share, forced)
     ]

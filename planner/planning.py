@@ -47,7 +47,8 @@ def make_plan(
     decisions, timeline = found.decisions, simulate(costs, found.decisions)
     if 1 - found.bound_s / timeline.total_s > DOMINANCE_GAP:
         decisions, timeline = _best_of_parts(search, policy, decisions, timeline)
-    return _as_plan(costs, workload, policy, decisions, timeline, found.bound_s, time.perf_counter() - started)
+    solve_s = time.perf_counter() - started
+    return _as_plan(costs, workload, policy, search.options, decisions, timeline, found.bound_s, solve_s)
 
 
 def _best_of_parts(
@@ -66,7 +67,7 @@ def _best_of_parts(
 
 
 def _as_plan(
-    costs: CostModel, workload: Workload, policy: Policy, decisions: Decisions, timeline: Timeline,
+    costs: CostModel, workload: Workload, policy: Policy, options: Options, decisions: Decisions, timeline: Timeline,
     bound_s: float, solve_s: float,
 ) -> Plan:  # fmt: skip
     hardware, model = costs.hardware, costs.model
@@ -78,7 +79,7 @@ def _as_plan(
             requests=len(workload), workload_hash=workload.content_hash,
         ),
         "policy": policy.name,
-        "why": reasons(costs, policy, decisions, timeline),
+        "why": reasons(costs, policy, decisions, timeline, options),
         "prediction": predict(decisions, timeline),
         "bound_total_s": bound_s,
         "gap": 1 - bound_s / timeline.total_s,

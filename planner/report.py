@@ -24,6 +24,10 @@ TIMES = {
 """What people call the keys of a result."""
 
 
+NOISY = 0.15
+"""Spread (interquartile range over median) of a measurement from which a profile deserves a warning."""
+
+
 def seconds(value: float) -> str:
     """A time a person reads at a glance."""
     if value >= 100:
@@ -208,6 +212,18 @@ def hardware_report(hardware: HardwareProfile) -> RenderableType:
     return Group(*parts)
 
 
+def noise_warning(hardware: HardwareProfile) -> str | None:
+    """A line for people when measurements scattered so much that predictions will, too."""
+    spreads = {key: node["spread"] for key, node in _numbers(hardware.to_plain(), "") if "spread" in node}
+    worst = max(spreads, key=lambda key: spreads[key], default=None)
+    if worst is None or spreads[worst] <= NOISY:
+        return None
+    return (
+        f"noisy machine: {worst} scattered by {spreads[worst]:.0%} between runs. Predictions will be off by as much; "
+        "measure again when nothing else is running"
+    )
+
+
 def _value(key: str, node: dict[str, Any]) -> tuple[str, str]:
     """A number, or the range of a table, with the unit that the key names; and the sizes that a table covers."""
     if "value" in node:
@@ -230,6 +246,8 @@ def _with_unit(key: str, value: float) -> str:
         return f"{size(value)}/s"
     if "flops" in key:
         return _scaled(value, "FLOP/s")
+    if key.endswith("_slowdown"):
+        return f"{value:.2f} x"
     return size(value) if key.endswith("_bytes") else seconds(value)
 
 

@@ -71,5 +71,3 @@ def scaled_model(model: ModelSpec, hidden: int, layers: int, vocab: int, dtype: 
 def replace_fields(model: ModelSpec, **changes: object) -> ModelSpec:
     """A checked copy of `model` with fields changed."""
     return validate(ModelSpec, {**model.model_dump(), **changes}, model.name)
-
-

@@ -207,7 +207,7 @@ class Search:
             cache_slots=options.cache_slots,
             fixed_decode_bytes=e * (fixed + store * rows) + token_ids,
             prefill_bytes=e * prefill + token_ids,
-            prefill_compute_s=self._prefill_compute_s(chunk if roomy else self.prompt_tokens),
+            prefill_compute_s=self._prefill_compute_s(chunk) if roomy else self._prefill_floor_s(),
             prefill_sweeps=-(-self.prompt_tokens // passed) if roomy else 1,
             pieces_per_layer=self._pieces(batches, roomy),
             act_share=options.act_share,
@@ -233,15 +233,27 @@ class Search:
         return chunk, min(self.prompt_tokens, chunk * max(1, -(-int(hiding) // chunk)))
 
     def _prefill_compute_s(self, chunk: int) -> float:
-        """Projections at the rate of `chunk` rows and exact attention, all layers."""
-        model = self.costs.model
+        """Projections at the rate of `chunk` rows, exact attention and the overhead of every chunk, all layers."""
         chunks = self.prompt_tokens / chunk
+        overhead = self.costs.hardware.gpu.achieved.forward_overhead_s.value
+        return self._prefill_s(chunks * self.costs.projections(chunk).seconds + ceil(chunks) * overhead)
+
+    def _prefill_floor_s(self) -> float:
+        """The same for chunks of the best rate there is, with the overhead of a single one."""
+        curve = self.costs.hardware.gpu.gemm_curve(self.costs.model.dtype)
+        sizes = {min(max(int(size), 1), self.prompt_tokens) for size, _ in curve.points} | {self.prompt_tokens}
+        per_token = min(self.costs.projections(size).seconds / size for size in sizes)
+        return self._prefill_s(
+            self.prompt_tokens * per_token + self.costs.hardware.gpu.achieved.forward_overhead_s.value
+        )
+
+    def _prefill_s(self, projections_s: float) -> float:
+        """All layers: projections as given, and attention of every prompt."""
         attention = sum(
             len(alike) * self.costs.prefill_attention(prompt).seconds
             for (prompt, _), alike in self.workload.classes().items()
         )
-        per_layer = chunks * self.costs.projections(chunk).seconds + attention
-        return model.layers * per_layer + self.costs.sample(len(self.requests)).seconds
+        return self.costs.model.layers * (projections_s + attention) + self.costs.sample(len(self.requests)).seconds
 
     def _widest_passes(self, decisions: Decisions, roomy: bool) -> Decisions:
         """Let prefill use every byte that decode's buffers and the rest of the budget leave it."""

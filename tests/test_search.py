@@ -107,7 +107,8 @@ def test_slabs_that_round_up_past_the_budget_are_never_planned(gpu_bytes: float,
     try:
         plan = make_plan(rounding, wide_model(3), work, HYBRID)
     except InfeasibleError as error:
-        assert error.limit == "host_memory"
+        # Either memory may be the cheaper one to add to: the message names what was tried and helped.
+        assert error.limit in ("host_memory", "gpu_memory") and error.missing_bytes > 0
         assert host_bytes < 9e8
     else:
         assert plan.memory["host"].planned_bytes <= host_bytes
