@@ -87,7 +87,7 @@ def test_a_model_too_large_for_the_host_says_by_how_much() -> None:
     assert error.limit == "host_memory"
     assert error.missing_bytes > 0
     assert f"{error.missing_bytes / 1e9:.2f} GB more than" in str(error)
-    assert f"Add {error.missing_bytes / 2**30:.2f} GiB of host memory" in error.cure
+    assert f"Add {error.missing_bytes / 1e9:.2f} GB of host memory" in error.cure
     assert "fewer requests alone do not help" in error.cure
     # The amount is what is missing: weights that no GPU memory holds, less the host's budget.
     model = load_model("opt-175b")
