@@ -85,7 +85,9 @@ def _explain(error: ValidationError, schema: type[BaseModel], where: str) -> Inp
     if isinstance(value, str) and ("float" in kind or "int" in kind):
         return InputError(f"'{value}' is text, not a number{more}", where=place, cure=_number_cure(value))
     message = first["msg"].removeprefix("Value error, ")
-    return InputError(f"{message[:1].lower()}{message[1:]}, got {_short(value)}{more}", where=place)
+    # A whole block that contradicts itself is named by the message; printing it would only bury that.
+    got = "" if isinstance(value, dict) else f", got {_short(value)}"
+    return InputError(f"{message[:1].lower()}{message[1:]}{got}{more}", where=place)
 
 
 def _number_cure(value: str) -> str:

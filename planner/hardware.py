@@ -140,8 +140,12 @@ class Link(Strict):
         for alone in ("h2d", "d2h"):
             other = "d2h" if alone == "h2d" else "h2d"
             shared = f"{alone}_during_{other}_bytes_per_s"
-            if getattr(self, shared).value > MAX_EFFICIENCY * getattr(self, f"{alone}_bytes_per_s").value:
-                raise ValueError(f"{shared} is faster than {alone}_bytes_per_s alone")
+            beside, by_itself = getattr(self, shared).value, getattr(self, f"{alone}_bytes_per_s").value
+            if beside > MAX_EFFICIENCY * by_itself:
+                raise ValueError(
+                    f"{shared} ({beside:.4g}) is faster than {alone}_bytes_per_s alone ({by_itself:.4g}); "
+                    "a profile that extends another inherits what it does not give"
+                )
         return self
 
     def h2d_time(self, nbytes: float) -> float:
