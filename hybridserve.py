@@ -49,7 +49,7 @@ def plan_command(
     selection.one_of("--policy", policy, POLICIES, "policy")
     chosen = POLICIES[policy]
     selection.check_share(act_share, [chosen], "--policy")
-    selection.check_files({"--output": output}, [workload, Path(hardware), Path(model)])
+    selection.check_files({"--output": output}, [workload, Path(hardware), Path(model), Path(model) / "config.json"])
     spec, profile = load_model(model, dtype), selection.capped(load_hardware(hardware), gpu_memory_gb)
     job = _job(requests, prompt_len, gen_len, workload, model)
     fixed = selection.options(act_share, mini_batches, job)
@@ -286,7 +286,10 @@ def _is_config(name: str) -> bool:
 def main() -> None:
     """The `hybridserve` command. Exit codes: 0 done, 1 infeasible or failed, 2 bad usage or bad input."""
     try:
-        app(sys.argv[1:] or ["--help"], prog_name="hybridserve", standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], prog_name="hybridserve", standalone_mode=False)
+        if isinstance(code, int) and code:  # an interrupt comes back as a code, not as an exception
+            terminal.fail("stopped")
+            sys.exit(code)
     except HybridserveError as error:
         terminal.fail(str(error))
         sys.exit(error.exit_code)

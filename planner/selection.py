@@ -122,15 +122,15 @@ def profile_id(output: Path) -> str:
 
 def check_files(outputs: dict[str, Path | None], inputs: Iterable[Path | None] = ()) -> None:
     """Every output can be written, and over nothing that is read or written too: asked before the work is done."""
-    taken = {path.absolute(): "what is read" for path in inputs if path is not None}
+    taken = {path.resolve(): "what is read" for path in inputs if path is not None}
     for flag, path in outputs.items():
         if path is None:
             continue
-        if path.absolute() in taken:
-            what = f"{path} would overwrite {taken[path.absolute()]}"
+        if path.resolve() in taken:
+            what = f"{path} would overwrite {taken[path.resolve()]}"
             raise InputError(what, where=flag, cure="Choose another file")
         check_writable(path)
-        taken[path.absolute()] = f"what {flag} writes"
+        taken[path.resolve()] = f"what {flag} writes"
 
 
 def one_of(flag: str, value: str, known: Iterable[str], what: str = "value") -> None:
