@@ -134,6 +134,11 @@ def host_lines(model: ModelSpec, decisions: Decisions) -> list[MemoryLine]:
     ]
 
 
+def pinned_total(lines: list[MemoryLine], rounding: Literal["exact", "power_of_two"]) -> int:
+    """What a host budget really takes, every line a slab of its own."""
+    return sum(pinned_bytes(line.nbytes, rounding) for line in lines)
+
+
 def pinned_bytes(nbytes: int, rounding: Literal["exact", "power_of_two"]) -> int:
     """What one pinned slab of `nbytes` really takes."""
     if rounding == "exact" or nbytes <= 0:

@@ -16,7 +16,7 @@ from planner.errors import InputError
 from planner.files import dump_yaml, read_yaml, validate, write_whole
 from planner.forms import FORM_BY_NAME, CacheForm, blocks_for
 from planner.hardware import HardwareProfile
-from planner.memory import MemoryLine, gpu_lines, host_lines, pinned_bytes, planned_bytes
+from planner.memory import MemoryLine, gpu_lines, host_lines, pinned_total, planned_bytes
 from planner.model import ModelSpec
 from planner.placement import MiniBatch, RequestGroup
 from planner.workload import Workload
@@ -174,7 +174,7 @@ def _check_made_for(plan: Plan) -> None:
 def memory_records(model: ModelSpec, hardware: HardwareProfile, decisions: Decisions) -> dict[Device, MemoryRecord]:
     """The budgets of both devices, line by line."""
     gpu, host = gpu_lines(model, decisions), host_lines(model, decisions)
-    pinned = sum(pinned_bytes(line.nbytes, hardware.host.pin_rounding) for line in host)
+    pinned = pinned_total(host, hardware.host.pin_rounding)
     return {
         "gpu": MemoryRecord(
             capacity_bytes=hardware.gpu.budget_bytes, planned_bytes=planned_bytes(gpu), lines=_records(gpu)

@@ -23,7 +23,7 @@ from planner.memory import (
     TOKEN_BYTES,
     gpu_lines,
     host_lines,
-    pinned_bytes,
+    pinned_total,
     planned_bytes,
     workspace_elements,
 )
@@ -183,7 +183,7 @@ class Search:
         """Bytes beyond the budgets of GPU and host."""
         model, hardware = self.costs.model, self.costs.hardware
         gpu = planned_bytes(gpu_lines(model, decisions)) - hardware.gpu.budget_bytes
-        host = sum(pinned_bytes(line.nbytes, hardware.host.pin_rounding) for line in host_lines(model, decisions))
+        host = pinned_total(host_lines(model, decisions), hardware.host.pin_rounding)
         return max(gpu, 0), max(host - hardware.host.budget_bytes, 0)
 
     def _problem(self, bins: tuple[Bin, ...], batches: int, rows: int, roomy: bool) -> SplitProblem:
