@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from runtime.store import WeightStore
 from runtime.tokens import Tokens
 from runtime.weights import Source, torch_dtype
 
+SWITCH_S = 1e-4
+"""How long this thread may keep Python from the threads of the streams; Python's own 5 ms is a dozen kernels."""
 LOOKAHEAD = 1024
 """Operations issued before the oldest must have ended: enough to keep every stream fed, little enough to stop."""
 
@@ -74,6 +77,23 @@ class Engine:
         """Greedy generation for every request. `prompts` are token ids, of the lengths the plan was made for."""
         self._check_prompts(prompts)
         self.tokens.set_prompts(prompts)
+        switch = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_S)
+        try:
+            issued = self._issue(progress)
+            self.device.synchronize()
+        finally:
+            sys.setswitchinterval(switch)
+        spans = [
+            Span(op.id, op.kind, op.stream, op.step, op.layer, op.part, *self.device.span_s(ticket), op.nbytes)
+            for op, ticket in issued
+        ]
+        generated = self.tokens.generated()
+        peaks = {"gpu": self.gpu.peak_bytes, "host": self.host.peak_bytes}
+        return Result(generated, Timeline(spans, sum(len(g) for g in generated)), peaks)
+
+    def _issue(self, progress: Progress | None) -> list[tuple[Operation, Ticket]]:
+        """Every operation of the schedule to its stream, never far ahead of what has ended."""
         issued: list[tuple[Operation, Ticket]] = []
         pending: deque[Ticket] = deque()
         self.device.start_clock()
@@ -86,14 +106,7 @@ class Engine:
                 pending.popleft().wait()
             if progress and op.kind == "sample":
                 progress(op.step, self.decisions.decode_steps)
-        self.device.synchronize()
-        spans = [
-            Span(op.id, op.kind, op.stream, op.step, op.layer, op.part, *self.device.span_s(ticket), op.nbytes)
-            for op, ticket in issued
-        ]
-        generated = self.tokens.generated()
-        peaks = {"gpu": self.gpu.peak_bytes, "host": self.host.peak_bytes}
-        return Result(generated, Timeline(spans, sum(len(g) for g in generated)), peaks)
+        return issued
 
     def _work(self, op: Operation) -> Callable[[], None]:
         if op.kind == "load_weights":
