@@ -15,9 +15,9 @@ from planner.workload import Request
 
 
 def exact_bins(
-    costs: CostModel, requests: Sequence[Request], epochs: Sequence[Epoch], batches: Sequence[Sequence[int]]
+    costs: CostModel, requests: Sequence[Request], epochs: Sequence[Epoch], batches: Sequence[Sequence[int]], forms: int
 ) -> tuple[tuple[Bin, ...], list[list[int]]]:
-    """Bins of the given mini-batches, and which mini-batches each bin stands for."""
+    """Bins of the given mini-batches whose blocks take `forms` forms, and which mini-batches each bin stands for."""
     alike: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
     for index, members in enumerate(batches):
         alike[tuple(sorted((requests[r].prompt_len, requests[r].gen_len) for r in members))].append(index)
@@ -25,7 +25,7 @@ def exact_bins(
     layers, latency = costs.model.layers, costs.hardware.link.latency_s.value
     for lengths, indices in alike.items():
         one = demand_of(lengths, epochs)
-        compute = np.array([_compute_s(costs, r, c) for r, c in zip(one.rows, one.cached_tokens, strict=True)])
+        compute = np.array([_compute_s(costs, r, c, forms) for r, c in zip(one.rows, one.cached_tokens, strict=True)])
         blocks = max(round(one.final_blocks), 1)
         count = len(indices)
         bins.append(
@@ -40,12 +40,13 @@ def exact_bins(
     return tuple(bins), list(alike.values())
 
 
-def _compute_s(costs: CostModel, rows: float, cached_tokens: float) -> float:
-    """Seconds of one mini-batch and step beside rebuilding, all layers."""
+def _compute_s(costs: CostModel, rows: float, cached_tokens: float, forms: int) -> float:
+    """Seconds of one mini-batch and step beside rebuilding, all layers; each form is attended by itself."""
     whole = max(round(rows), 1) if rows > 0 else 0
     if not whole:
         return 0.0
-    layer = costs.decode_forward(whole, max(round(cached_tokens), 1)).seconds
+    context = max(round(cached_tokens), 1) / whole
+    layer = costs.decode_segments(whole, ((whole, context / forms),) * forms).seconds
     return costs.model.layers * layer + costs.embed(whole).seconds + costs.sample(whole).seconds
 
 
@@ -55,7 +56,7 @@ class AverageBin:
     def __init__(self, costs: CostModel, requests: Sequence[Request], epochs: Sequence[Epoch]) -> None:
         self.costs = costs
         self.whole = demand_of([(r.prompt_len, r.gen_len) for r in requests], epochs)
-        self.largest = max(r.positions for r in requests)
+        self.largest, self.smallest = (pick(r.positions for r in requests) for pick in (max, min))
         self._requests = len(requests)
         self._envelope = _lower_envelope(costs, len(requests))
         self._rebuild_s = _cheapest_rebuild(costs, int(self.whole.final_blocks) + 1)
@@ -89,12 +90,13 @@ class AverageBin:
         return float((cuts * np.interp(rows / cuts, *self._envelope)).min())
 
     def _attention_floor(self, tokens: float, fewest: int) -> float:
-        """No composition gathers more tokens in a mini-batch than the mean, in the end, and one request more."""
-        achieved = self.costs.hardware.gpu.achieved
-        curve = achieved.decode_attention_bytes_per_s_by_tokens
-        most = BLOCK_TOKENS * (self.whole.final_blocks / fewest + blocks_for(self.largest))
-        best = max([rate for size, rate in curve.points if size <= most] + [curve.at(most)])
-        return achieved.decode_slowdown.value * tokens * self.costs.model.kv_bytes_per_token_layer / best
+        """No composition gathers more blocks in a call than the mean, in the end, and one request more."""
+        achieved, model = self.costs.hardware.gpu.achieved, self.costs.model
+        most = (self.whole.final_blocks / fewest + blocks_for(self.largest)) / blocks_for(self.smallest)
+        best = achieved.decode_attention_bytes_per_s_by_context.best_within(min(most, self._requests))
+        seconds = tokens * model.kv_bytes_per_token_layer / best
+        shared = 1 + (model.gqa_group - 1) * achieved.attention_group_cost.value
+        return achieved.engine_slowdown.forward.value * seconds * shared
 
 
 def _lower_envelope(costs: CostModel, requests: int) -> tuple[Floats, Floats]:
@@ -122,7 +124,7 @@ def _lower_envelope(costs: CostModel, requests: int) -> tuple[Floats, Floats]:
 
 def _cheapest_rebuild(costs: CostModel, blocks: int) -> float:
     """Seconds per block and layer at the best row count up to `blocks`."""
-    curve = costs.hardware.gpu.gemm_curve(costs.model.dtype)
-    sizes = {max(int(size) // BLOCK_TOKENS, 1) for size, _ in curve.points} | {blocks}
+    table = costs.hardware.gpu.gemm_rates(costs.model.dtype)
+    sizes = {max(int(size) // BLOCK_TOKENS, 1) for size in table.sizes} | {blocks}
     overhead = costs.hardware.gpu.achieved.op_overhead_s.value
     return min((costs.rebuild(n).seconds - overhead) / n for n in sizes if n <= blocks)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from planner.forms import BLOCK_TOKENS
+from planner.gpu import EngineSlowdown
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec
 
@@ -23,18 +24,27 @@ class OpCost:
     def __add__(self, other: OpCost) -> OpCost:
         return OpCost(self.seconds + other.seconds, self.flops + other.flops, self.memory_bytes + other.memory_bytes)
 
+    def __mul__(self, slowdown: float) -> OpCost:
+        """The same work, `slowdown` times as long."""
+        return OpCost(self.seconds * slowdown, self.flops, self.memory_bytes)
+
+
+Segments = tuple[tuple[int, float], ...]
+"""Attention calls of one operation: (requests, cached tokens of each)."""
+
 
 class CostModel:
     """Times of the operations of `model` on `hardware`. Pure functions of their arguments, cached."""
 
     def __init__(self, hardware: HardwareProfile, model: ModelSpec) -> None:
         self.hardware, self.model = hardware, model
-        hardware.gpu.gemm_curve(model.dtype)  # refuse early, with a message, a dtype without a rate
+        hardware.gpu.gemm_rates(model.dtype)  # refuse early, with a message, a dtype without a rate
         self.rebuild = lru_cache(maxsize=None)(self._rebuild)
-        self.decode_forward = lru_cache(maxsize=None)(self._decode_forward)
+        self.decode_segments = lru_cache(maxsize=None)(self._decode_forward)
         self.prefill_forward = lru_cache(maxsize=None)(self._prefill_forward)
         self.sample = lru_cache(maxsize=None)(self._sample)
         self.projections = lru_cache(maxsize=None)(self._projections)
+        self.decode_attention = lru_cache(maxsize=None)(self._decode_attention)
 
     # ---- link ------------------------------------------------------------------------------------
 
@@ -52,29 +62,39 @@ class CostModel:
         """[K V] = A [W_K W_V] for `blocks` blocks: 4 d d_kv FLOP a token (facts, section 2)."""
         if not blocks:
             return OpCost()
-        rows = blocks * BLOCK_TOKENS
-        return self._slowed(self._gemm(rows, self.model.hidden, 2 * self.model.d_kv)) + self._overhead()
+        kernels = self._gemm(blocks * BLOCK_TOKENS, self.model.hidden, 2 * self.model.d_kv)
+        return kernels * self._slowdown.rebuild.value + self._overhead()
 
-    def _decode_forward(self, rows: int, cached_tokens: int) -> OpCost:
-        """One layer for `rows` new tokens that attend to `cached_tokens` cached ones in all."""
-        kernels = self.projections(rows) + self.decode_attention(cached_tokens)
-        return self._slowed(kernels) + self._forward_overhead()
+    def _decode_forward(self, rows: int, segments: Segments) -> OpCost:
+        """One layer for `rows` new tokens that attend to cached `segments`, one attention call each."""
+        # The new tokens' own K and V are written once more, to where their block is kept.
+        kernels = self.projections(rows) + self.elementwise(4 * rows * self.model.d_kv)
+        for requests, context in segments:
+            kernels += self.decode_attention(requests, context)
+        further = max(len(segments) - 1, 0) * self.hardware.gpu.achieved.attention_call_s.value
+        return kernels * self._slowdown.forward.value + self._forward_overhead() + OpCost(further)
 
-    def decode_attention(self, cached_tokens: int) -> OpCost:
-        """Reading K and V of every cached token once."""
-        if not cached_tokens:
+    def decode_forward(self, rows: int, cached_tokens: float) -> OpCost:
+        """The same for requests of equal context whose cache is one segment."""
+        return self.decode_segments(rows, ((rows, cached_tokens / rows),) if cached_tokens else ())
+
+    def _decode_attention(self, requests: int, context: float) -> OpCost:
+        """Reading K and V of `context` cached tokens of each request once."""
+        tokens = requests * context
+        if not tokens:
             return OpCost()
-        kv_bytes = cached_tokens * self.model.kv_bytes_per_token_layer
-        seconds = self.hardware.gpu.decode_attention_time(kv_bytes, cached_tokens)
-        flops = 4.0 * cached_tokens * self.model.heads * self.model.head_dim
+        kv_bytes = tokens * self.model.kv_bytes_per_token_layer
+        seconds = self.hardware.gpu.decode_attention_time(kv_bytes, requests, context, self.model.gqa_group)
+        flops = 4.0 * tokens * self.model.heads * self.model.head_dim
         return OpCost(seconds, flops, kv_bytes)
 
     def _prefill_forward(self, prompts: tuple[int, ...]) -> OpCost:
-        """One layer over whole prompts of the given lengths, causal attention included."""
-        cost = self.projections(sum(prompts)) + self._forward_overhead()
-        for tokens in prompts:
-            cost += self.prefill_attention(tokens)
-        return cost
+        """One layer over whole prompts of the given lengths, causal attention and keeping K and V included."""
+        tokens = sum(prompts)
+        kernels = self.projections(tokens) + self.elementwise(4 * tokens * self.model.d_kv)
+        for prompt in prompts:
+            kernels += self.prefill_attention(prompt)
+        return kernels * self._slowdown.prefill.value + self._forward_overhead()
 
     def prefill_attention(self, tokens: int) -> OpCost:
         """Causal attention of one prompt in one layer; half the square counts."""
@@ -91,18 +111,18 @@ class CostModel:
             cost += self._gemm(rows, m.hidden, m.ffn)
         cost += self._gemm(rows, m.ffn, m.hidden)
         # Two norms and two residual additions read and write the hidden state, the activation the FFN's.
-        return cost + self._elementwise(rows * (10 * m.hidden + (1 + 2 * ups) * m.ffn))
+        return cost + self.elementwise(rows * (10 * m.hidden + (1 + 2 * ups) * m.ffn))
 
     # ---- compute, per step -----------------------------------------------------------------------
 
     def embed(self, rows: int) -> OpCost:
         """Gathering token and position embeddings."""
-        return self._elementwise(4 * rows * self.model.hidden) + self._overhead()
+        return self.elementwise(4 * rows * self.model.hidden) + self._overhead()
 
     def _sample(self, rows: int) -> OpCost:
         """Final norm, head and the choice of a token, for `rows` requests."""
         m = self.model
-        return self._gemm(rows, m.hidden, m.vocab) + self._elementwise(rows * (m.hidden + m.vocab)) + self._overhead()
+        return self._gemm(rows, m.hidden, m.vocab) + self.elementwise(rows * (m.hidden + m.vocab)) + self._overhead()
 
     # ---- parts -----------------------------------------------------------------------------------
 
@@ -112,14 +132,14 @@ class CostModel:
         traffic = element * (inner * columns + rows * (inner + columns))
         return OpCost(seconds, 2.0 * rows * inner * columns, traffic)
 
-    def _elementwise(self, elements: float) -> OpCost:
+    def elementwise(self, elements: float) -> OpCost:
+        """Kernels that read and write `elements` in all."""
         nbytes = elements * self.model.element_bytes
-        return OpCost(self.hardware.gpu.stream_time(nbytes), 0.0, nbytes)
+        return OpCost(self.hardware.gpu.elementwise_time(nbytes), 0.0, nbytes)
 
-    def _slowed(self, cost: OpCost) -> OpCost:
-        """Kernels of a decode step, which run beside a busy link."""
-        slowdown = self.hardware.gpu.achieved.decode_slowdown.value
-        return OpCost(cost.seconds * slowdown, cost.flops, cost.memory_bytes)
+    @property
+    def _slowdown(self) -> EngineSlowdown:
+        return self.hardware.gpu.achieved.engine_slowdown
 
     def _overhead(self) -> OpCost:
         return OpCost(self.hardware.gpu.achieved.op_overhead_s.value)
@@ -128,15 +148,15 @@ class CostModel:
         return OpCost(self.hardware.gpu.achieved.forward_overhead_s.value)
 
 
-def extrapolations(costs: CostModel, gemm_rows: Sequence[int], cached_tokens: Sequence[int]) -> list[str]:
+def extrapolations(costs: CostModel, gemm_rows: Sequence[int], contexts: Sequence[float]) -> list[str]:
     """Notes for a plan: which tables of the profile were read beyond their ends."""
     notes = []
     gpu = costs.hardware.gpu
-    gemm, attention = gpu.gemm_curve(costs.model.dtype), gpu.achieved.decode_attention_bytes_per_s_by_tokens
-    for name, curve, sizes in (("GEMM rate", gemm, gemm_rows), ("decode attention rate", attention, cached_tokens)):
-        beyond = sorted({size for size in sizes if not curve.covers(size)})
+    gemm, attention = gpu.gemm_rates(costs.model.dtype), gpu.achieved.decode_attention_bytes_per_s_by_context
+    for name, table, sizes in (("GEMM rate", gemm, gemm_rows), ("decode attention rate", attention, contexts)):
+        beyond = sorted({size for size in sizes if not table.covers(size)})
         if beyond:
-            low, high = curve.points[0][0], curve.points[-1][0]
-            span = f"{beyond[0]}" if len(beyond) == 1 else f"{beyond[0]} to {beyond[-1]}"
+            low, high = table.sizes[0], table.sizes[-1]
+            span = f"{beyond[0]:g}" if len(beyond) == 1 else f"{beyond[0]:g} to {beyond[-1]:g}"
             notes.append(f"{name} extrapolated at {span} (table {low:g} to {high:g}): the end value is held")
     return notes

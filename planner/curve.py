@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from datetime import date as Date
 from itertools import pairwise
+from math import log
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -61,10 +62,24 @@ class Count(Quantity):
     value: Annotated[float, Field(ge=0, lt=1e18, allow_inf_nan=False)]
 
 
-class Curve(Provenance):
+class Rate(Quantity):
+    """FLOP/s or bytes/s. Less than a thousand a second is a unit mistake, and no solver could handle it."""
+
+    value: Annotated[float, Field(ge=1e3, lt=1e18, allow_inf_nan=False)]
+
+
+class Seconds(Count):
+    """A fixed cost; more than ten seconds of it is a unit mistake."""
+
+    value: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+
+
+class Points(Strict):
     """Achieved rate by size: [[size, rate], ...], interpolated linearly, held at both ends."""
 
-    points: list[tuple[Positive, Positive]] = Field(min_length=1, strict=False)
+    points: list[tuple[Positive, Annotated[float, Field(ge=1e3, lt=1e18, allow_inf_nan=False)]]] = Field(
+        min_length=1, strict=False
+    )
 
     @field_validator("points", mode="before")
     @classmethod
@@ -97,3 +112,60 @@ class Curve(Provenance):
     def covers(self, size: float) -> bool:
         """False where `at` holds an end value, so that a prediction can say it extrapolates."""
         return self.points[0][0] <= size <= self.points[-1][0]
+
+
+class Curve(Points, Provenance):
+    """One table of achieved rate by size."""
+
+
+class Slice(Points):
+    """The table of a surface at one value of its second size."""
+
+    second: Positive
+
+
+class Surface(Provenance):
+    """Achieved rate by two sizes: one table for each value of the second one, in ascending order.
+
+    Between tables the rate is interpolated in the logarithm of the second size, beyond them it is held. A single
+    table serves where only one was ever measured.
+    """
+
+    slices: list[Slice] = Field(min_length=1)
+
+    @field_validator("slices")
+    @classmethod
+    def _in_order(cls, value: list[Slice]) -> list[Slice]:
+        if any(a.second >= b.second for a, b in pairwise(value)):
+            raise ValueError("the slices must ascend in 'second', each value once")
+        return value
+
+    def at(self, size: float, second: float) -> float:
+        """The rate at (size, second), in the unit of the key."""
+        slices = self.slices
+        if second <= slices[0].second:
+            return slices[0].at(size)
+        for low, high in pairwise(slices):
+            if second <= high.second:
+                share = log(second / low.second) / log(high.second / low.second)
+                return (1 - share) * low.at(size) + share * high.at(size)
+        return slices[-1].at(size)
+
+    @property
+    def sizes(self) -> list[float]:
+        """Every first size that some table gives a rate for."""
+        return sorted({size for one in self.slices for size, _ in one.points})
+
+    @property
+    def best(self) -> float:
+        """The highest rate of all."""
+        return max(rate for one in self.slices for _, rate in one.points)
+
+    def best_within(self, second: float) -> float:
+        """The highest rate at any first size and any second size up to `second`: what bounds may count on."""
+        seconds = [one.second for one in self.slices if one.second < second] + [second]
+        return max(self.at(size, at) for at in seconds for size in self.sizes)
+
+    def covers(self, size: float) -> bool:
+        """False where `at` holds an end value in every table."""
+        return self.sizes[0] <= size <= self.sizes[-1]

@@ -32,8 +32,8 @@ def reasons(costs: CostModel, policy: Policy, decisions: Decisions, timeline: Ti
         found.append(f"A scale model of {costs.hardware.scale_model_of}: ratios, not speeds, carry over")
     shapes = [mini_batch.shapes for mini_batch in decisions.mini_batches]
     rows = [int(s.rows.max()) for s in shapes if len(s.rows)]
-    tokens = [int(s.cached_tokens.max()) for s in shapes if len(s.rows)]
-    return found + extrapolations(costs, rows, tokens)
+    contexts = [round(float((s.cached_tokens / s.rows).max())) for s in shapes if len(s.rows)]
+    return found + extrapolations(costs, rows, contexts)
 
 
 def _residency(costs: CostModel, decisions: Decisions) -> str:

@@ -1,4 +1,4 @@
-"""Hardware profiles: one GPU, one link, one host. Each part answers `..._time(work)` and hides its curves."""
+"""Hardware profiles: one GPU, one link, one host, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -9,152 +9,11 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 import hwprofiles
-from planner.curve import Count, Curve, Quantity, Strict
+from planner.curve import Count, Quantity, Strict
 from planner.errors import InputError, nearest
 from planner.files import content_hash, read_yaml, validate
-
-Dtype = Literal["float16", "bfloat16", "float32"]
-MAX_EFFICIENCY = 1.05
-"""Achieved over datasheet beyond this is a cache effect or a unit mistake, never a fast machine."""
-
-
-class Datasheet(Strict):
-    """The vendor's peaks. Never used as a rate by the cost model: they only judge the achieved ones."""
-
-    flops: dict[Dtype, Quantity] = Field(default_factory=dict)
-    """Dense, with the accumulate type named in the source."""
-    memory_bytes_per_s: Quantity | None = None
-
-
-class GpuMemory(Strict):
-    """GPU memory as a budget, not one number."""
-
-    nominal_bytes: Quantity
-    usable_bytes: Quantity
-    context_reserve_bytes: Count
-    """Taken by the driver context and library workspaces before the first tensor."""
-
-    @model_validator(mode="after")
-    def _nested(self) -> GpuMemory:
-        if self.usable_bytes.value > self.nominal_bytes.value:
-            raise ValueError("usable_bytes is larger than nominal_bytes (GB against GiB?)")
-        if self.context_reserve_bytes.value >= self.usable_bytes.value:
-            raise ValueError("context_reserve_bytes leaves nothing of usable_bytes")
-        return self
-
-
-class Achieved(Strict):
-    """Rates as they were reached, each by the size that it depends on."""
-
-    gemm_flops_by_rows: dict[Dtype, Curve] = Field(min_length=1)
-    """FLOP/s of a dense product by the rows of its left operand."""
-    prefill_attention_flops_by_tokens: Curve
-    """FLOP/s of causal attention (half the square counted) by tokens of one prompt."""
-    decode_attention_bytes_per_s_by_tokens: Curve
-    """K and V bytes read per second by cached tokens attended in one call."""
-    memory_bytes_per_s: Quantity
-    """Device memory, bytes read plus bytes written per second, by a copy far larger than the caches."""
-    op_overhead_s: Count
-    """What one operation of the engine costs beside its arithmetic (launches, Python)."""
-    forward_overhead_s: Count
-    """The same for an operation that runs a whole layer."""
-    decode_slowdown: Quantity
-    """How many times longer decode kernels take inside the engine, beside a busy link, than alone."""
-
-
-class Gpu(Strict):
-    name: str = Field(min_length=1)
-    device: Literal["cuda", "cpu"]
-    """`cpu`: an arena of host memory stands in for the GPU, and the link is paced."""
-    datasheet: Datasheet
-    memory: GpuMemory
-    achieved: Achieved
-
-    @model_validator(mode="after")
-    def _physical(self) -> Gpu:
-        for dtype, curve in self.achieved.gemm_flops_by_rows.items():
-            peak = self.datasheet.flops.get(dtype)
-            self._check(f"gemm_flops_by_rows.{dtype}", max(rate for _, rate in curve.points), peak)
-        self._check("memory_bytes_per_s", self.achieved.memory_bytes_per_s.value, self.datasheet.memory_bytes_per_s)
-        return self
-
-    @staticmethod
-    def _check(key: str, achieved: float, peak: Quantity | None) -> None:
-        if peak is not None and achieved > MAX_EFFICIENCY * peak.value:
-            raise ValueError(
-                f"achieved.{key} reaches {achieved:.4g}, {achieved / peak.value:.0%} of the datasheet's "
-                f"{peak.value:.4g}: a cache effect, a wrong unit or another accumulate type"
-            )
-
-    @property
-    def budget_bytes(self) -> int:
-        """What a plan may use: usable less the context reserve."""
-        return int(self.memory.usable_bytes.value - self.memory.context_reserve_bytes.value)
-
-    def gemm_curve(self, dtype: str) -> Curve:
-        """The curve of `dtype`; InputError when this profile has none."""
-        curves: dict[str, Curve] = {str(k): v for k, v in self.achieved.gemm_flops_by_rows.items()}
-        if dtype not in curves:
-            raise InputError(
-                f"this profile has no GEMM rate for {dtype}",
-                where=f"{self.name}: gpu.achieved.gemm_flops_by_rows",
-                cure=f"Profile it, or choose a dtype it has: {', '.join(curves)}",
-            )
-        return curves[dtype]
-
-    def gemm_time(self, rows: float, inner: int, columns: int, dtype: str, element_bytes: int) -> float:
-        """Seconds for [rows, inner] x [inner, columns]: the slower of arithmetic and memory traffic."""
-        if rows <= 0:
-            return 0.0
-        traffic = element_bytes * (inner * columns + rows * (inner + columns))
-        return max(2.0 * rows * inner * columns / self.gemm_curve(dtype).at(rows), self.stream_time(traffic))
-
-    def stream_time(self, traffic_bytes: float) -> float:
-        """Seconds to move `traffic_bytes` (read plus written) through device memory."""
-        return traffic_bytes / self.achieved.memory_bytes_per_s.value
-
-    def decode_attention_time(self, kv_bytes: float, tokens: float) -> float:
-        """Seconds to attend one new token per request to `tokens` cached ones, `kv_bytes` in all."""
-        return kv_bytes / self.achieved.decode_attention_bytes_per_s_by_tokens.at(tokens)
-
-    def prefill_attention_time(self, flops: float, tokens: float) -> float:
-        """Seconds for causal attention over prompts of `tokens`; `flops` counts half the square."""
-        return flops / self.achieved.prefill_attention_flops_by_tokens.at(tokens)
-
-
-class Link(Strict):
-    """Host <-> GPU, from pinned memory unless the key says otherwise."""
-
-    name: str = Field(min_length=1)
-    h2d_bytes_per_s: Quantity
-    d2h_bytes_per_s: Quantity
-    h2d_during_d2h_bytes_per_s: Quantity
-    d2h_during_h2d_bytes_per_s: Quantity
-    pageable_h2d_bytes_per_s: Quantity
-    pageable_d2h_bytes_per_s: Quantity
-    latency_s: Count
-    """Per transfer operation."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Link:
-        for alone in ("h2d", "d2h"):
-            other = "d2h" if alone == "h2d" else "h2d"
-            shared = f"{alone}_during_{other}_bytes_per_s"
-            beside, by_itself = getattr(self, shared).value, getattr(self, f"{alone}_bytes_per_s").value
-            if beside > MAX_EFFICIENCY * by_itself:
-                raise ValueError(
-                    f"{shared} ({beside:.4g}) is faster than {alone}_bytes_per_s alone ({by_itself:.4g}); "
-                    "a profile that extends another inherits what it does not give"
-                )
-        return self
-
-    def h2d_time(self, nbytes: float) -> float:
-        """Seconds for one transfer of `nbytes` to the GPU."""
-        return self.latency_s.value + nbytes / self.h2d_bytes_per_s.value if nbytes else 0.0
-
-    def d2h_time(self, nbytes: float) -> float:
-        """Seconds for one transfer of `nbytes` to the host."""
-        return self.latency_s.value + nbytes / self.d2h_bytes_per_s.value if nbytes else 0.0
+from planner.gpu import Gpu
+from planner.link import Link
 
 
 class Host(Strict):
@@ -179,7 +38,7 @@ class Host(Strict):
 class HardwareProfile(Strict):
     """One machine, as data. `hybridserve profile` writes one; `hwprofiles/` ships some."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     id: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
     description: str
     scale_model_of: str | None = None

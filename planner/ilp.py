@@ -214,7 +214,11 @@ def host_memory(m: _Model) -> None:
 
 
 def step_time(m: _Model) -> None:
-    """t[b,e] >= cache transfers + share of weights, >= compute + rebuilding, for every bin and epoch.
+    """t[b,e] >= link[b,e] + slowed * compute[b,e],  t[b,e] >= compute[b,e] + lost * link[b,e], for all b, e.
+
+    link = cache transfers + share of weights, compute = everything beside rebuilding + rebuilding. `lost` is the share
+    of compute's speed that a busy link takes, `slowed` what compute takes of the link's. Both hold for any overlap: a
+    stream that idles loses more time than contention would have cost it.
 
     sum_b weights_t[b] = (layers - resident) W / h2d: the pieces of a layer may fill any bin's gaps.
     Of the link's time, sum_b,e early[b,e] steps[e] <= head start may fall into an earlier step or into prefill.
@@ -224,13 +228,16 @@ def step_time(m: _Model) -> None:
     per_layer = d.model.layer_bytes / rate + d.pieces_per_layer * d.hardware.link.latency_s.value
     m.problem += _sum(m.weights_t.values()) == (d.model.layers - m.resident) * (per_layer / d.unit_s), "weights_time"
     head_start = d.head_start_bytes / (rate * d.unit_s)
+    lost, slowed = d.hardware.link.compute_lost_to_h2d, 1 - min(1.0, d.hardware.link.during_compute.value)
     m.problem += _sum(early * d.epochs[e].steps for (_, e), early in m.early.items()) <= head_start, "head_start"
     for b, part in enumerate(d.bins):
         for e in range(len(d.epochs)):
             moved = _sum(m.n[b, f.name, e] * _link_t(d, part, f) for f in d.forms if not f.on_gpu)
-            m.problem += m.t[b, e] >= moved + m.weights_t[b] - m.early.get((b, e), 0), f"link_{b}_{e}"
             rebuilt = _sum(m.n[b, f.name, e] * (part.rebuild_s_per_block / d.unit_s) for f in d.forms if f.rebuilt)
-            m.problem += m.t[b, e] >= float(part.compute_s[e]) / d.unit_s + rebuilt, f"compute_{b}_{e}"
+            link_t = moved + m.weights_t[b] - m.early.get((b, e), 0)
+            compute_t = rebuilt + float(part.compute_s[e]) / d.unit_s
+            m.problem += m.t[b, e] >= link_t + slowed * compute_t, f"link_{b}_{e}"
+            m.problem += m.t[b, e] >= compute_t + lost * link_t, f"compute_{b}_{e}"
 
 
 def _link_t(d: SplitProblem, part: Bin, form: CacheForm) -> float:
@@ -261,18 +268,23 @@ def host_use(m: _Model) -> Any:
 
 
 def prefill_time(m: _Model) -> None:
-    """prefill >= compute, >= sweeps * streamed weights / h2d, >= prompt blocks on the host / d2h."""
+    """prefill >= compute + lost_h * weights + lost_d * stored,  >= weights + (1 - beside_d2h) * stored,
+    >= stored + (1 - beside_h2d) * weights.
+
+    weights = sweeps * streamed weights / h2d, stored = prompt blocks on the host / d2h; contention as in `step_time`.
+    """
     d = m.data
     link = d.hardware.link
-    m.problem += m.prefill_t >= d.prefill_compute_s / d.unit_s
     streamed = (d.model.layers - m.resident) * (d.prefill_sweeps * d.model.layer_bytes)
-    m.problem += m.prefill_t >= streamed * (1 / (link.h2d_bytes_per_s.value * d.unit_s))
-    if d.epochs:
-        stored = _sum(
-            m.n[b, f.name, 0] * (f.block_bytes(d.model) * _prompt_part(part) / link.d2h_bytes_per_s.value / d.unit_s)
-            for b, part in enumerate(d.bins) for f in d.forms if not f.on_gpu
-        )  # fmt: skip
-        m.problem += m.prefill_t >= stored, "prefill_store"
+    weights_t = streamed * (1 / (link.h2d_bytes_per_s.value * d.unit_s))
+    stored_t = _sum(
+        m.n[b, f.name, 0] * (f.block_bytes(d.model) * _prompt_part(part) / link.d2h_bytes_per_s.value / d.unit_s)
+        for b, part in enumerate(d.bins) for f in d.forms if not f.on_gpu and d.epochs
+    )  # fmt: skip
+    busy_t = link.compute_lost_to_h2d * weights_t + link.compute_lost_to_d2h * stored_t
+    m.problem += m.prefill_t >= busy_t + d.prefill_compute_s / d.unit_s, "prefill_compute"
+    m.problem += m.prefill_t >= weights_t + (1 - link.beside_d2h) * stored_t, "prefill_weights"
+    m.problem += m.prefill_t >= stored_t + (1 - link.beside_h2d) * weights_t, "prefill_store"
 
 
 def _prompt_part(part: Bin) -> float:

@@ -69,6 +69,23 @@ class MiniBatch:
         """Blocks of the whole mini-batch that end up in `form`."""
         return sum(len(g.requests) * g.count(form) for g in self.groups)
 
+    def segments(self, step: int) -> tuple[tuple[int, float], ...]:
+        """Attention calls of one layer in decode step `step` + 1: (requests, cached tokens of each), by group and form.
+
+        The last block of a request may be partly filled.
+        """
+        found: list[tuple[int, float]] = []
+        for group in self.groups:
+            if step >= group.decode_steps:
+                continue
+            cached = group.prompt_len + step
+            full, rest = divmod(cached, BLOCK_TOKENS)
+            tokens = BLOCK_TOKENS * group.prefix_counts[full]
+            if rest:
+                tokens = tokens + rest * (group.prefix_counts[full + 1] - group.prefix_counts[full])
+            found += [(len(group.requests), float(n)) for n in tokens if n]
+        return tuple(found)
+
     @cached_property
     def shapes(self) -> StepShapes:
         """What each decode step of this mini-batch moves and computes."""

@@ -228,7 +228,8 @@ def _value(key: str, node: dict[str, Any]) -> tuple[str, str]:
     """A number, or the range of a table, with the unit that the key names; and the sizes that a table covers."""
     if "value" in node:
         return _with_unit(key, node["value"]), ""
-    sizes, rates = zip(*node["points"], strict=True)
+    points = node["points"] if "points" in node else [pair for one in node["slices"] for pair in one["points"]]
+    sizes, rates = zip(*points, strict=True)
     by = key.partition("_by_")[2].partition(".")[0]
     if len(rates) == 1:
         return _with_unit(key, rates[0]), f", one point at {_count(sizes[0])} {by}"
@@ -246,8 +247,10 @@ def _with_unit(key: str, value: float) -> str:
         return f"{size(value)}/s"
     if "flops" in key:
         return _scaled(value, "FLOP/s")
-    if key.endswith("_slowdown"):
+    if "_slowdown" in key or key.endswith(("during_compute", "group_cost")):
         return f"{value:.2f} x"
+    if key.endswith("s_lost_per_byte"):
+        return f"{value * 1e9:.3g} s/GB"
     return size(value) if key.endswith("_bytes") else seconds(value)
 
 

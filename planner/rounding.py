@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 from math import floor
@@ -14,6 +15,8 @@ from planner.workload import Request
 Targets = dict[tuple[CacheForm, int], float]
 """Blocks of one mini-batch by (form, epoch), those of ended requests included; the epoch after the last is the end."""
 SLACK = 1e-6
+COHORTS = 2
+"""Parts of a wave of alike requests that may differ in form."""
 
 
 def place_blocks(
@@ -34,10 +37,12 @@ def place_blocks(
     prompts = {r: blocks_for(requests[r].prompt_len) for r in members}
     _place_prompts(members, prompts, forms, targets, gpu_limits, held, blocks)
     last = max(e for _, e in targets)
-    for e, request in _appended(members, requests, epochs):
-        form = _neediest(forms, held, targets, min(e, last), gpu_limits)
-        held[form] += 1
-        blocks[request].append(form)
+    for e, wave in _appended(members, requests, epochs):
+        # Requests whose blocks have the same forms are attended in one call, so alike ones stay alike.
+        form = _neediest(forms, held, targets, min(e, last), gpu_limits, len(wave))
+        held[form] += len(wave)
+        for request in wave:
+            blocks[request].append(form)
     return MiniBatch(_grouped(members, requests, blocks))
 
 
@@ -86,30 +91,27 @@ def _whole_numbers(targets: dict[CacheForm, float], total: int, limits: dict[Cac
     return whole
 
 
-def _appended(members: Sequence[int], requests: Sequence[Request], epochs: Sequence[Epoch]) -> list[tuple[int, int]]:
-    """(epoch, request) of each block begun in decode, in time order."""
-    begun: list[tuple[int, int]] = []
+def _appended(
+    members: Sequence[int], requests: Sequence[Request], epochs: Sequence[Epoch]
+) -> list[tuple[int, list[int]]]:
+    """(epoch, requests that begin a block), in time order; requests of other lengths make a wave of their own."""
+    waves: dict[tuple[int, int, int], list[int]] = defaultdict(list)
     for r in members:
         prompt, gen = requests[r].prompt_len, requests[r].gen_len
         for block in range(blocks_for(prompt), blocks_for(prompt + gen - 1)):
-            begun.append((block * BLOCK_TOKENS - prompt + 1, r))  # step t stores token prompt + t - 1
-    begun.sort(key=lambda item: item[0])
+            waves[block * BLOCK_TOKENS - prompt + 1, prompt, gen].append(r)  # step t stores token prompt + t - 1
     ends = [epoch.last for epoch in epochs]
-    placed, e = [], 0
-    for step, r in begun:
-        # A block begun at step t is read from step t + 1 on.
-        while e < len(ends) and step + 1 > ends[e]:
-            e += 1
-        placed.append((e, r))
-    return placed
+    # A block begun at step t is read from step t + 1 on.
+    return [(bisect_left(ends, step + 1), waves[step, prompt, gen]) for step, prompt, gen in sorted(waves)]
 
 
 def _neediest(
-    forms: list[CacheForm], held: dict[CacheForm, int], targets: Targets, e: int, limits: dict[CacheForm, int]
-) -> CacheForm:
-    """The form whose share of what is held falls furthest below its target share at epoch `e`."""
-    allowed = [f for f in forms if not f.on_gpu or held[f] < limits.get(f, 0)]
-    total = (sum(held.values()) + 1) / max(sum(targets.get((f, e), 0.0) for f in forms), SLACK)
+    forms: list[CacheForm], held: dict[CacheForm, int], targets: Targets, e: int, limits: dict[CacheForm, int],
+    more: int,
+) -> CacheForm:  # fmt: skip
+    """The form for `more` blocks: the one whose share falls furthest below its target share at epoch `e`."""
+    allowed = [f for f in forms if not f.on_gpu or held[f] + more <= limits.get(f, 0)]
+    total = (sum(held.values()) + more) / max(sum(targets.get((f, e), 0.0) for f in forms), SLACK)
     return max(allowed or forms, key=lambda f: targets.get((f, e), 0.0) * total - held[f])
 
 

@@ -39,6 +39,9 @@ MAX_ROUNDINGS = 8
 NEAR = 0.01
 """Within this of the bound, no second way to size prefill's buffers is tried."""
 
+USUAL_FORMS = 3
+"""Forms that a request's blocks take at the same time, at most, in the plans that turn out best."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -140,7 +143,7 @@ class Search:
         order = sorted(range(len(self.requests)), key=lambda r: (self.requests[r].prompt_len, self.requests[r].gen_len))
         sizes = [-(-self.requests[r].positions // BLOCK_TOKENS) for r in order]
         batches = [[order[i] for i in members] for members in compose(sizes, count)]
-        bins, indices = exact_bins(self.costs, self.requests, self.epochs, batches)
+        bins, indices = exact_bins(self.costs, self.requests, self.epochs, batches, min(len(self.forms), USUAL_FORMS))
         rows = max(len(members) for members in batches)
         best: tuple[Decisions, float] | None = None
         for roomy in (True, False):
@@ -233,27 +236,29 @@ class Search:
         return chunk, min(self.prompt_tokens, chunk * max(1, -(-int(hiding) // chunk)))
 
     def _prefill_compute_s(self, chunk: int) -> float:
-        """Projections at the rate of `chunk` rows, exact attention and the overhead of every chunk, all layers."""
+        """At the rate of `chunk` rows, with the overhead of every chunk."""
         chunks = self.prompt_tokens / chunk
-        overhead = self.costs.hardware.gpu.achieved.forward_overhead_s.value
-        return self._prefill_s(chunks * self.costs.projections(chunk).seconds + ceil(chunks) * overhead)
+        return self._prefill_s(chunks * self.costs.projections(chunk).seconds, ceil(chunks))
 
     def _prefill_floor_s(self) -> float:
         """The same for chunks of the best rate there is, with the overhead of a single one."""
-        curve = self.costs.hardware.gpu.gemm_curve(self.costs.model.dtype)
-        sizes = {min(max(int(size), 1), self.prompt_tokens) for size, _ in curve.points} | {self.prompt_tokens}
+        table = self.costs.hardware.gpu.gemm_rates(self.costs.model.dtype)
+        sizes = {min(max(int(size), 1), self.prompt_tokens) for size in table.sizes} | {self.prompt_tokens}
         per_token = min(self.costs.projections(size).seconds / size for size in sizes)
-        return self._prefill_s(
-            self.prompt_tokens * per_token + self.costs.hardware.gpu.achieved.forward_overhead_s.value
-        )
+        return self._prefill_s(self.prompt_tokens * per_token, 1)
 
-    def _prefill_s(self, projections_s: float) -> float:
-        """All layers: projections as given, and attention of every prompt."""
+    def _prefill_s(self, projections_s: float, chunks: int) -> float:
+        """All layers: projections as given, attention of every prompt, and what every chunk costs beside."""
+        costs = self.costs
         attention = sum(
-            len(alike) * self.costs.prefill_attention(prompt).seconds
+            len(alike) * costs.prefill_attention(prompt).seconds
             for (prompt, _), alike in self.workload.classes().items()
         )
-        return self.costs.model.layers * (projections_s + attention) + self.costs.sample(len(self.requests)).seconds
+        kept = costs.elementwise(4 * self.prompt_tokens * costs.model.d_kv).seconds
+        achieved = costs.hardware.gpu.achieved
+        layer = (projections_s + attention + kept) * achieved.engine_slowdown.prefill.value
+        layer += chunks * achieved.forward_overhead_s.value
+        return costs.model.layers * layer + costs.sample(len(self.requests)).seconds
 
     def _widest_passes(self, decisions: Decisions, roomy: bool) -> Decisions:
         """Let prefill use every byte that decode's buffers and the rest of the budget leave it."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from planner.contention import Clocks, Contention
 from planner.costs import CostModel
 from planner.decisions import Decisions
 from planner.forms import ACT_GPU, ACT_HOST
@@ -16,7 +17,7 @@ _ACT = [FORM_INDEX[form.name] for form in (ACT_HOST, ACT_GPU)]
 
 
 class Durations:
-    """Seconds of each operation of one plan. Layers are alike, so compute is priced per step and mini-batch."""
+    """Seconds of each operation of one plan, run alone. Layers are alike: compute is priced per step and mini-batch."""
 
     def __init__(self, costs: CostModel, decisions: Decisions, prompt_lens: dict[int, int]) -> None:
         self.costs, self.decisions, self.prompt_lens = costs, decisions, prompt_lens
@@ -60,11 +61,14 @@ class Durations:
             return self.costs.sample(rows).seconds
         if op.kind == "rebuild":
             return self.costs.rebuild(int(shapes.blocks[t, _ACT].sum())).seconds
-        return self.costs.decode_forward(rows, int(shapes.cached_tokens[t])).seconds
+        return self.costs.decode_segments(rows, self.decisions.mini_batches[op.part].segments(t)).seconds
 
 
-def advance(operations: Iterable[Operation], durations: Durations) -> list[Span]:
-    """Earliest starts: each operation begins when its stream is free and what it waits for has ended."""
+def advance(operations: Iterable[Operation], duration: Callable[[Operation], float]) -> list[Span]:
+    """Earliest starts, where streams do not slow each other.
+
+    Each operation begins when its stream is free and what it waits for has ended.
+    """
     clock = dict.fromkeys(STREAMS, 0.0)
     ends: list[float] = []
     spans: list[Span] = []
@@ -72,7 +76,7 @@ def advance(operations: Iterable[Operation], durations: Durations) -> list[Span]
         start = clock[op.stream]
         for wait in op.waits:
             start = max(start, ends[wait])
-        end = start + durations.of(op)
+        end = start + duration(op)
         clock[op.stream] = end
         ends.append(end)
         spans.append(Span(op.id, op.kind, op.stream, op.step, op.layer, op.part, start, end, op.nbytes))
@@ -86,5 +90,7 @@ def simulate(costs: CostModel, decisions: Decisions) -> Timeline:
         for group in mini_batch.groups:
             prompt_lens.update(dict.fromkeys(group.requests, group.prompt_len))
             tokens += len(group.requests) * group.gen_len
-    durations = Durations(costs, decisions, prompt_lens)
-    return Timeline(advance(Schedule(costs.model, decisions), durations), tokens)
+    duration = Durations(costs, decisions, prompt_lens).of
+    operations, contention = Schedule(costs.model, decisions), Contention(costs.hardware.link)
+    spans = advance(operations, duration) if contention.none else Clocks(operations, duration, contention).run()
+    return Timeline(spans, tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
 
 import torch
 
@@ -17,7 +16,6 @@ from planner.planning import make_plan
 from planner.policies import POLICIES
 from planner.scale import scaled_model
 from planner.search import Options
-from planner.timeline import Timeline
 from planner.workload import Workload
 from runtime.cpu_device import CpuDevice
 from runtime.device import Device
@@ -27,6 +25,9 @@ from runtime.weights import RandomWeights
 
 CALIBRATION_LAYERS, CALIBRATION_VOCAB = 3, 512
 CALIBRATION_REQUESTS, CALIBRATION_PROMPT, CALIBRATION_STEPS = 8, 320, 14
+CALIBRATION_RUNS = 2
+SLOWED = ("prefill", "rebuild", "forward")
+"""Kinds of operation whose kernels a profile compares with themselves inside the engine."""
 PACED = ("h2d", "d2h", "h2d_during_d2h", "d2h_during_h2d")
 STEPS = 32
 WARM_UP_STEPS = 2
@@ -50,8 +51,8 @@ def engine_overheads(kind: str) -> tuple[list[float], list[float]]:
     return small, forward
 
 
-def decode_slowdowns(profile: HardwareProfile, hidden: int, dtype: str) -> list[float]:
-    """Compute of each decode step of a small job over what `profile` predicts from kernels alone.
+def engine_slowdowns(profile: HardwareProfile, hidden: int, dtype: str) -> dict[str, list[float]]:
+    """By kind of operation: measured over predicted time of each one of a small job, the first steps left out.
 
     Half of the cache is kept as activations, and where the link is paced it is paced to be as busy as compute.
     """
@@ -68,24 +69,23 @@ def decode_slowdowns(profile: HardwareProfile, hidden: int, dtype: str) -> list[
     usable = min(profile.gpu.memory.usable_bytes.value, arena + reserve)
     hardware = hardware.with_values(**{"gpu.memory.usable_bytes": usable})
     options = Options(act_share=0.5, mini_batches=2, max_resident_layers=0)
-    done = execute(make_plan(hardware, model, job, POLICIES["hybrid"], options))
-    predicted, measured = _compute_by_step(done.predicted), _compute_by_step(done.measured)
-    return [measured[step] / predicted[step] for step in sorted(predicted) if step > WARM_UP_STEPS]
+    plan = make_plan(hardware, model, job, POLICIES["hybrid"], options)
+    found: dict[str, list[float]] = {kind: [] for kind in SLOWED}
+    for _ in range(CALIBRATION_RUNS):
+        done = execute(plan)
+        for left, right in zip(done.predicted.spans, done.measured.spans, strict=True):
+            if left.kind in found and (left.step == 0 or left.step > WARM_UP_STEPS):
+                found[left.kind].append((right.end_s - right.start_s) / (left.end_s - left.start_s))
+    return found
 
 
 def recalibrated(profile: HardwareProfile, hidden: int, dtype: str) -> HardwareProfile:
-    """`profile` with its decode slowdown as it is now: a shared machine is not equally fast all the time."""
-    now = statistics.median(decode_slowdowns(profile, hidden, dtype))
-    slowdown = profile.gpu.achieved.decode_slowdown.value * now
-    return profile.with_values(**{"gpu.achieved.decode_slowdown": slowdown})
-
-
-def _compute_by_step(timeline: Timeline) -> dict[int, float]:
-    total: dict[int, float] = defaultdict(float)
-    for span in timeline.spans:
-        if span.kind in ("rebuild", "forward"):
-            total[span.step] += span.end_s - span.start_s
-    return dict(total)
+    """`profile` with its engine slowdowns as they are now: a shared machine is not equally fast all the time."""
+    slowdown = profile.gpu.achieved.engine_slowdown
+    return profile.with_values(**{
+        f"gpu.achieved.engine_slowdown.{kind}": getattr(slowdown, kind).value * statistics.median(now)
+        for kind, now in engine_slowdowns(profile, hidden, dtype).items()
+    })  # fmt: skip
 
 
 def _device(kind: str) -> Device:

@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+from runtime.kernels import Kernels
+from runtime.profile_contention import lost_per_byte
+
 COPY_BYTES = 2**28
 ROUNDS = 5
 PACED_LATENCY_S = 2e-5
@@ -25,9 +28,17 @@ class LinkRates:
     numbers: dict[str, dict[str, Any]]
 
 
-def measure_link(device: torch.device, paced_bytes_per_s: float | None) -> LinkRates:
-    """On CUDA every rate is measured. On the CPU device the pace is set, at most the speed of a copy."""
-    return _measured(device) if device.type == "cuda" else _paced(paced_bytes_per_s)
+def measure_link(device: torch.device, paced_bytes_per_s: float | None, kernels: Kernels) -> LinkRates:
+    """On CUDA every rate is measured. On the CPU device the pace is set, at most the speed of a copy.
+
+    What compute loses to transfers is measured on both, with `kernels`.
+    """
+    rates = _measured(device, kernels) if device.type == "cuda" else _paced(paced_bytes_per_s)
+    lost = lost_per_byte(kernels)
+    rates.numbers["compute_s_lost_per_byte"] = {
+        **_number(lost), "source": "hybridserve profile: rebuild and attention beside copies",
+    }  # fmt: skip
+    return rates
 
 
 def _paced(wanted: float | None) -> LinkRates:
@@ -40,11 +51,12 @@ def _paced(wanted: float | None) -> LinkRates:
     number = {"value": float(rate), "kind": "assumed", "source": f"{said}: a thread copies at this pace"}
     keys = ("h2d", "d2h", "h2d_during_d2h", "d2h_during_h2d", "pageable_h2d", "pageable_d2h")
     numbers: dict[str, dict[str, Any]] = {f"{key}_bytes_per_s": dict(number) for key in keys}
+    numbers["during_compute"] = {"value": 1.0, "kind": "assumed", "source": "set: a paced copy keeps its pace"}
     numbers["latency_s"] = {"value": PACED_LATENCY_S, "kind": "assumed", "source": "set: added to every transfer"}
     return LinkRates("paced copy thread", numbers)
 
 
-def _measured(device: torch.device) -> LinkRates:
+def _measured(device: torch.device, kernels: Kernels) -> LinkRates:
     gpu = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
     gpu2 = torch.empty_like(gpu)
     pinned, pinned2 = (torch.ones(COPY_BYTES, dtype=torch.uint8).pin_memory() for _ in range(2))
@@ -68,9 +80,12 @@ def _measured(device: torch.device) -> LinkRates:
         "pageable_d2h_bytes_per_s": _number([COPY_BYTES / _wall(lambda: pageable.copy_(gpu)) for _ in range(ROUNDS)]),
         "latency_s": _number([_small_copy_s(gpu, pinned, up) for _ in range(ROUNDS)]),
     }
-    for alone, shared in (("h2d", "h2d_during_d2h"), ("d2h", "d2h_during_h2d")):
+    alone = numbers["h2d_bytes_per_s"]["value"]
+    beside = [_beside_compute(h2d, up, kernels) / alone for _ in range(ROUNDS)]
+    numbers["during_compute"] = _number([min(share, 1.0) for share in beside])
+    for way, shared in (("h2d", "h2d_during_d2h"), ("d2h", "d2h_during_h2d")):
         # Two noisy medians of the same rate may come out in the wrong order.
-        best = numbers[f"{alone}_bytes_per_s"]["value"]
+        best = numbers[f"{way}_bytes_per_s"]["value"]
         numbers[f"{shared}_bytes_per_s"]["value"] = min(numbers[f"{shared}_bytes_per_s"]["value"], best)
     return LinkRates(f"link of {torch.cuda.get_device_name(device)}", numbers)
 
@@ -92,6 +107,19 @@ def _rate(copy: Copy, lane: torch.cuda.Stream, beside: Copy | None = None) -> di
         torch.cuda.synchronize()
         rates.append(COPY_BYTES / (start.elapsed_time(end) / 1e3))
     return _number(rates)
+
+
+def _beside_compute(copy: Copy, lane: torch.cuda.Stream, kernels: Kernels) -> float:
+    """Bytes per second of one copy while products fill the compute stream."""
+    torch.cuda.synchronize()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    for _ in range(200):
+        kernels.product(2048, kernels.hidden, 4 * kernels.hidden)
+    start.record(lane)
+    copy()
+    end.record(lane)
+    torch.cuda.synchronize()
+    return COPY_BYTES / (float(start.elapsed_time(end)) / 1e3)
 
 
 def _small_copy_s(gpu: torch.Tensor, pinned: torch.Tensor, lane: torch.cuda.Stream, repeats: int = 200) -> float:
@@ -121,5 +149,6 @@ def _number(values: list[float]) -> dict[str, Any]:
     low, middle, high = statistics.quantiles(values, n=4)
     return {
         "value": float(middle), "kind": "measured", "source": "hybridserve profile",
-        "date": datetime.date.today().isoformat(), "runs": len(values), "spread": round((high - low) / middle, 4),
+        "date": datetime.date.today().isoformat(), "runs": len(values),
+        "spread": round((high - low) / middle, 4) if middle else 0.0,
     }  # fmt: skip

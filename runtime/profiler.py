@@ -7,7 +7,6 @@ import platform
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,23 +15,18 @@ from scipy.optimize import isotonic_regression
 from planner.errors import InputError
 from planner.files import validate
 from planner.hardware import HardwareProfile
-from runtime.attention import attend_prompt, attend_segment
-from runtime.calibration import decode_slowdowns, engine_overheads
+from runtime.calibration import SLOWED, engine_overheads, engine_slowdowns
+from runtime.kernels import GROUP, MOST_TOKENS, Kernels
 from runtime.machine import device_name, host_memory_bytes, in_use_bytes, machine_facts
 from runtime.profile_link import LinkRates, measure_link
-from runtime.timing import Operands, Series, Timer
+from runtime.timing import Operands, Round, Series, Timer
 
 Progress = Callable[[int, int, str], None]
 """(stages done, stages in all, what is being measured)."""
 Number = dict[str, Any]
 
-GEMM_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-PROMPTS = (32, 64, 128, 256, 512, 1024)
-CACHED = ((2, 32), (4, 64), (8, 128), (8, 256), (8, 512), (16, 512))
-"""(requests, context) of the decode attention table; its size is their product."""
-ROUNDS = 5
-"""Every quantity is measured this often, in turn with all others, so that a slow spell of the machine hits all."""
-COPY_BYTES = 2**28
+ROUNDS = 7
+"""Every kernel is measured this often, in turn with all others, so that a slow spell of the machine hits all."""
 WORKSPACE_BYTES = 2**29
 """CUDA: left to library workspaces and small temporaries beside the arena."""
 
@@ -63,82 +57,45 @@ class Profiler:
         self.request, self.progress = request, progress
         self.device = torch.device(request.device)
         self.dtype: torch.dtype = getattr(torch, request.dtype)
-        widest = Operands.BYTES // (2 * max(n * context for n, context in CACHED) * self.dtype.itemsize)
+        widest = Operands.BYTES // (2 * MOST_TOKENS * self.dtype.itemsize)
         if request.hidden > widest:
             what = f"{request.hidden} is wider than the operands measured here"
             raise InputError(what, where="--hidden", cure=f"Give at most {widest}, or a narrower --dtype")
-        self.timer = Timer(self.device)
         self._in_use = in_use_bytes(self.device)
-        self.series: dict[tuple[str, float], Series] = {}
-        self.operands = Operands(self.device, self.dtype)
+        self.round = Round(Timer(self.device))
 
     def run(self) -> HardwareProfile:
-        """Measure everything; about 20 s on one CPU core."""
+        """Measure everything; under a minute on one CPU core."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             with torch.inference_mode():
+                kernels = Kernels(self.request.hidden, Operands(self.device, self.dtype))
                 for turn in range(ROUNDS):
                     self.progress(turn, self.STAGES, f"kernels, round {turn + 1} of {ROUNDS}")
-                    self._round()
+                    kernels.run(self.round)
                 self.progress(ROUNDS, self.STAGES, "link")
-                link = measure_link(self.device, self.request.link_bytes_per_s)
+                link = measure_link(self.device, self.request.link_bytes_per_s, kernels)
                 self.progress(ROUNDS + 1, self.STAGES, "engine overhead")
                 overheads = engine_overheads(self.device.type)
-                profile = validate(HardwareProfile, self._profile(link, overheads, [1.0, 1.0]), "profile")
-                self.progress(ROUNDS + 2, self.STAGES, "engine beside a busy link")
-                slowdowns = decode_slowdowns(profile, self.request.hidden, self.request.dtype)
+                alone = {kind: [1.0, 1.0] for kind in SLOWED}
+                profile = validate(HardwareProfile, self._profile(link, overheads, alone), "profile")
+                self.progress(ROUNDS + 2, self.STAGES, "kernels inside the engine")
+                slowdowns = engine_slowdowns(profile, self.request.hidden, self.request.dtype)
         finally:
             torch.set_num_threads(threads)
         return validate(HardwareProfile, self._profile(link, overheads, slowdowns), "profile")
 
-    # ---- measurements ----------------------------------------------------------------------------
-
-    def _round(self) -> None:
-        d = self.request.hidden
-        for rows in GEMM_ROWS:
-            self._time("gemm", rows, 4.0 * rows * d * d, partial(self._product, rows, d))
-        self._attention()
-        source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=self.device)
-        target = torch.empty_like(source)
-        # Read plus written: the cost model counts both.
-        self._time("memory", COPY_BYTES, 2.0 * COPY_BYTES, partial(target.copy_, source))
-
-    def _attention(self) -> None:
-        heads, head_dim = self.request.heads, self.request.hidden // self.request.heads
-        for requests, context in CACHED:
-            nbytes = 2.0 * requests * context * self.request.hidden * self.dtype.itemsize
-            shape = (requests, context, 2, heads, head_dim)
-            self._time("decode", requests * context, nbytes, partial(self._attend, shape))
-        for prompt in PROMPTS:
-            flops = 2.0 * prompt * prompt * self.request.hidden
-            self._time("prefill", prompt, flops, partial(self._attend_prompt, (1, prompt, heads, head_dim)))
-
-    def _time(self, name: str, size: float, work: float, call: Callable[[], object]) -> None:
-        self.series.setdefault((name, size), Series(work, [])).seconds.append(self.timer.seconds(call))
-
-    def _product(self, rows: int, d: int) -> None:
-        take = self.operands.take
-        torch.addmm(take(2 * d), take(rows, d), take(2 * d, d).t(), out=self.operands.result(rows, 2 * d))
-
-    def _attend(self, shape: tuple[int, ...]) -> None:
-        requests, _, _, heads, head_dim = shape
-        keys, values = (part.transpose(1, 2) for part in self.operands.take(*shape).unbind(2))
-        attend_segment(self.operands.take(requests, heads, 1, head_dim), keys, values)
-
-    def _attend_prompt(self, shape: tuple[int, ...]) -> None:
-        attend_prompt(self.operands.take(*shape), self.operands.take(*shape), self.operands.take(*shape))
-
     # ---- the profile -----------------------------------------------------------------------------
 
     def _profile(
-        self, link: LinkRates, overheads: tuple[list[float], list[float]], slowdowns: list[float]
+        self, link: LinkRates, overheads: tuple[list[float], list[float]], slowdowns: dict[str, list[float]]
     ) -> dict[str, Any]:
         gpu_bytes, nominal = self._gpu_memory()
         cpu = self.device.type == "cpu"
         method = "hybridserve profile"
         return {
-            "schema_version": 1,
+            "schema_version": 2,
             "id": self.request.profile_id,
             "description": f"measured by {method} on {device_name(self.device)}",
             "machine": machine_facts(self.device),
@@ -155,15 +112,7 @@ class Profiler:
                         "none: the arena is only memory" if cpu else "context in use at the start, and workspaces",
                     ),
                 },
-                "achieved": {
-                    "gemm_flops_by_rows": {self.request.dtype: self._curve("gemm", rising=True)},
-                    "prefill_attention_flops_by_tokens": self._curve("prefill", rising=True),
-                    "decode_attention_bytes_per_s_by_tokens": self._curve("decode", rising=False),
-                    "memory_bytes_per_s": self._number(self.series["memory", COPY_BYTES], "copy, read plus written"),
-                    "op_overhead_s": self._overhead(overheads[0], "embedding"),
-                    "forward_overhead_s": self._overhead(overheads[1], "forward"),
-                    "decode_slowdown": self._median(slowdowns, "steps of a small job, measured over kernels alone"),
-                },
+                "achieved": self._achieved(overheads, slowdowns),
             },
             "link": {"name": link.name, **link.numbers},
             "host": {
@@ -174,36 +123,68 @@ class Profiler:
             },
         }
 
-    def _curve(self, name: str, rising: bool) -> Number:
-        found = sorted(((size, series) for (kind, size), series in self.series.items() if kind == name), key=_size)
-        rates = [series.rate for _, series in found]
-        if rising:
-            # A larger product is never really slower: dips are noise, and a plan would chase them.
-            rates = isotonic_regression(rates).x.tolist()
+    def _achieved(self, overheads: tuple[list[float], list[float]], slowdowns: dict[str, list[float]]) -> Number:
+        two, three = (self.round.series["parts"][n, 1].quiet_s for n in (2, 3))
+        calls = [later - two for later in self.round.series["parts"][3, 1].seconds if later > two] or [three]
+        return {
+            "gemm_flops_by_rows": {self.request.dtype: self._surface("gemm", rising=True)},
+            "prefill_attention_flops_by_tokens": self._curve("prefill"),
+            "decode_attention_bytes_per_s_by_context": self._surface("decode"),
+            "attention_group_cost": self._group_cost(),
+            "memory_bytes_per_s": self._number(*self._only("memory"), "copy, read plus written"),
+            "elementwise_bytes_per_s": self._number(*self._only("elementwise"), "norms, residuals, activation"),
+            "op_overhead_s": self._overhead(overheads[0], "embedding"),
+            "forward_overhead_s": self._overhead(overheads[1], "forward"),
+            "attention_call_s": _number_of(calls, "one more tiny segment, attended and merged"),
+            "engine_slowdown": {
+                kind: _number_of(found, f"{kind} operations of a small job over their kernels alone")
+                for kind, found in slowdowns.items()
+            },
+        }
+
+    def _only(self, name: str) -> tuple[Series]:
+        return (next(iter(self.round.series[name].values())),)
+
+    def _group_cost(self) -> Number:
+        """Extra time per further query head of a K/V head, relative: from the same bytes with one head and several."""
+        extra = []
+        for at, shared in self.round.series["grouped"].items():
+            alone = self.round.series["decode"][at]
+            extra.append(max((alone.rate / shared.rate - 1) / (GROUP - 1), 0.0))
+        return {**_number_of(extra, f"{GROUP} query heads on each K/V head"), "runs": ROUNDS}
+
+    def _said_of(self, found: list[Series]) -> Number:
         return {
             "kind": "measured",
             "source": f"hybridserve profile, {self.request.dtype}, hidden {self.request.hidden}",
             "date": datetime.date.today().isoformat(),
             "runs": ROUNDS,
-            "spread": round(statistics.median(series.spread for _, series in found), 4),
-            "points": [[float(size), float(f"{rate:.5g}")] for (size, _), rate in zip(found, rates, strict=True)],
+            "spread": round(statistics.median(series.spread for series in found), 4),
         }
+
+    def _points(self, name: str, second: float, rising: bool) -> list[list[float]]:
+        found = sorted((size, series.rate) for (size, at), series in self.round.series[name].items() if at == second)
+        rates = [rate for _, rate in found]
+        if rising:
+            # A larger product is never really slower: dips are noise, and a plan would chase them.
+            rates = isotonic_regression(rates).x.tolist()
+        return [[float(size), float(f"{rate:.5g}")] for (size, _), rate in zip(found, rates, strict=True)]
+
+    def _curve(self, name: str) -> Number:
+        points = self._points(name, 1, rising=True)
+        return {**self._said_of(list(self.round.series[name].values())), "points": points}
+
+    def _surface(self, name: str, rising: bool = False) -> Number:
+        found = self.round.series[name]
+        seconds = sorted({second for _, second in found})
+        slices = [{"second": float(at), "points": self._points(name, at, rising)} for at in seconds]
+        return {**self._said_of(list(found.values())), "slices": slices}
 
     def _number(self, series: Series, what: str) -> Number:
-        return {
-            "value": float(f"{series.rate:.5g}"),
-            "kind": "measured",
-            "source": f"hybridserve profile: {what}",
-            "date": datetime.date.today().isoformat(),
-            "runs": len(series.seconds),
-            "spread": round(series.spread, 4),
-        }
+        return {**_number_of(series.seconds, what), "value": float(f"{series.rate:.5g}")}
 
     def _overhead(self, seconds: list[float], what: str) -> Number:
-        return self._median(seconds, f"{what} of a model with next to no arithmetic")
-
-    def _median(self, values: list[float], what: str) -> Number:
-        return {**self._number(Series(1.0, values), what), "value": float(f"{statistics.median(values):.5g}")}
+        return _number_of(seconds, f"{what} of a model with next to no arithmetic")
 
     def _gpu_memory(self) -> tuple[int, int]:
         """(usable, nominal) bytes."""
@@ -214,8 +195,17 @@ class Profiler:
         return min(self.request.gpu_bytes or nominal // 4, nominal), nominal
 
 
-def _size(item: tuple[float, Series]) -> float:
-    return item[0]
+def _number_of(values: list[float], what: str) -> Number:
+    """The lower quartile of repeated measurements, and how far they scattered."""
+    series = Series(1.0, values)
+    return {
+        "value": float(f"{series.quiet_s:.5g}"),
+        "kind": "measured",
+        "source": f"hybridserve profile: {what}",
+        "date": datetime.date.today().isoformat(),
+        "runs": len(values),
+        "spread": round(series.spread, 4) if series.quiet_s else 0.0,
+    }
 
 
 def _said(value: float, kind: str, source: str) -> Number:

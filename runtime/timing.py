@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -20,8 +20,16 @@ class Series:
     seconds: list[float]
 
     @property
+    def quiet_s(self) -> float:
+        """The lower quartile: what the work takes while nothing disturbs it. Disturbance only ever adds."""
+        if len(self.seconds) < 4:
+            return min(self.seconds)
+        return statistics.quantiles(self.seconds, n=4, method="inclusive")[0]
+
+    @property
     def rate(self) -> float:
-        return self.work / statistics.median(self.seconds)
+        """Work per second, undisturbed."""
+        return self.work / self.quiet_s
 
     @property
     def spread(self) -> float:
@@ -30,6 +38,20 @@ class Series:
             return (max(self.seconds) - min(self.seconds)) / statistics.median(self.seconds)
         low, middle, high = statistics.quantiles(self.seconds, n=4)
         return (high - low) / middle
+
+
+@dataclass
+class Round:
+    """Timings of many kernels, taken in turn, so that a slow spell of the machine touches all of them."""
+
+    timer: Timer
+    series: dict[str, dict[tuple[float, float], Series]] = field(default_factory=dict)
+    """By kernel, then by (first size, second size)."""
+
+    def time(self, name: str, size: float, second: float, work: float, call: Callable[[], object]) -> None:
+        """One more timing of a kernel at a size; `work` in FLOP or bytes."""
+        found = self.series.setdefault(name, {}).setdefault((size, second), Series(work, []))
+        found.seconds.append(self.timer.seconds(call))
 
 
 class Timer:
@@ -65,6 +87,7 @@ class Operands:
     BYTES = 2**28
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
         self._source = torch.randn(self.BYTES // dtype.itemsize, device=device, dtype=torch.float32).to(dtype)
         self._target = torch.empty_like(self._source)
         self._at = 0

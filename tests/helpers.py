@@ -51,21 +51,27 @@ def ideal_hardware(
     def constant(rate: float) -> dict[str, Any]:
         return {"kind": "assumed", "source": "ideal", "points": [[1.0, rate]]}
 
+    def constant_surface(rate: float) -> dict[str, Any]:
+        return {"kind": "assumed", "source": "ideal", "slices": [{"second": 1.0, "points": [[1.0, rate]]}]}
+
     data["id"] = "ideal"
     data["gpu"]["datasheet"] = {"flops": {}}
     data["gpu"]["memory"] = {
         "nominal_bytes": number(gpu_bytes), "usable_bytes": number(gpu_bytes), "context_reserve_bytes": number(0.0),
     }  # fmt: skip
-    achieved = data["gpu"]["achieved"]
-    data["gpu"]["achieved"] = {key: number(0.0) for key in achieved if key.endswith("overhead_s")} | {
-        "gemm_flops_by_rows": {dtype: constant(gemm_flops) for dtype in ("float16", "bfloat16", "float32")},
+    data["gpu"]["achieved"] = {
+        "gemm_flops_by_rows": {dtype: constant_surface(gemm_flops) for dtype in ("float16", "bfloat16", "float32")},
         "prefill_attention_flops_by_tokens": constant(gemm_flops),
-        "decode_attention_bytes_per_s_by_tokens": constant(memory_bytes_per_s),
+        "decode_attention_bytes_per_s_by_context": constant_surface(memory_bytes_per_s),
+        "attention_group_cost": number(0.0),
         "memory_bytes_per_s": number(memory_bytes_per_s),
-        "decode_slowdown": number(1.0),
+        "elementwise_bytes_per_s": number(memory_bytes_per_s),
+        **{key: number(0.0) for key in ("op_overhead_s", "forward_overhead_s", "attention_call_s")},
+        "engine_slowdown": {kind: number(1.0) for kind in ("prefill", "rebuild", "forward")},
     }
     data["link"] |= {key: number(h2d_bytes_per_s) for key in data["link"] if key.endswith("_bytes_per_s")}
-    data["link"]["latency_s"] = number(0.0)
+    data["link"] |= {key: number(0.0) for key in ("latency_s", "compute_s_lost_per_byte")}
+    data["link"]["during_compute"] = number(1.0)
     data["host"] |= {"total_bytes": number(host_bytes), "reserve_bytes": number(0.0)}
     return validate(HardwareProfile, data, "ideal")
 

@@ -59,7 +59,7 @@ def test_opt_forward_takes_24_d_squared_a_token() -> None:
 @pytest.mark.parametrize("name", ["opt-6.7b", "llama-3-8b"])
 def test_decode_attention_reads_k_and_v_once(name: str) -> None:
     model = load_model(name)
-    cost = CostModel(IDEAL, model).decode_attention(1000)
+    cost = CostModel(IDEAL, model).decode_attention(10, 100.0)
     assert cost.memory_bytes == 1000 * model.kv_bytes_per_token_layer
     assert cost.seconds == pytest.approx(cost.memory_bytes / 1008e9)
     assert cost.flops == 4 * 1000 * model.hidden  # two products per head and token, grouped or not
@@ -73,14 +73,42 @@ def test_prefill_attention_counts_half_the_square() -> None:
 def test_a_forward_is_its_parts() -> None:
     costs = CostModel(load_hardware("rtx4090-pcie4"), load_model("opt-13b"))
     overhead = OpCost(costs.hardware.gpu.achieved.forward_overhead_s.value)
-    assert costs.decode_forward(64, 9999) == costs.projections(64) + costs.decode_attention(9999) + overhead
-    parts = costs.projections(30) + overhead + costs.prefill_attention(10) + costs.prefill_attention(20)
+    kept = costs.elementwise(4 * 64 * costs.model.d_kv)
+    parts = costs.projections(64) + kept + costs.decode_attention(64, 100.0) + overhead
+    assert costs.decode_forward(64, 6400) == parts
+    two = costs.decode_segments(64, ((40, 30.0), (24, 90.0)))
+    attended = costs.decode_attention(40, 30.0) + costs.decode_attention(24, 90.0)
+    call = OpCost(costs.hardware.gpu.achieved.attention_call_s.value)
+    assert two == costs.projections(64) + kept + attended + overhead + call
+    kept = costs.elementwise(4 * 30 * costs.model.d_kv)
+    parts = costs.projections(30) + kept + costs.prefill_attention(10) + costs.prefill_attention(20) + overhead
     assert costs.prefill_forward((10, 20)) == parts
+
+
+@pytest.mark.parametrize("kind", ["prefill", "rebuild", "forward"])
+def test_the_engine_slows_only_the_kernels_of_its_kind(kind: str) -> None:
+    model = small_model()
+    slow = CostModel(IDEAL.with_values(**{f"gpu.achieved.engine_slowdown.{kind}": 1.5}), model)
+    base = CostModel(IDEAL, model)
+    for name, one, other in (
+        ("prefill", slow.prefill_forward((64,)), base.prefill_forward((64,))),
+        ("rebuild", slow.rebuild(4), base.rebuild(4)),
+        ("forward", slow.decode_forward(8, 800), base.decode_forward(8, 800)),
+    ):
+        assert one.seconds == pytest.approx(other.seconds * (1.5 if name == kind else 1.0))
+        assert one.flops == other.flops
+
+
+def test_heads_that_share_k_and_v_cost_extra_only_where_the_profile_says_so() -> None:
+    model = small_model(kv_heads=1)
+    dearer = CostModel(IDEAL.with_values(**{"gpu.achieved.attention_group_cost": 0.25}), model)
+    base = CostModel(IDEAL, model)
+    assert dearer.decode_attention(4, 100.0).seconds == pytest.approx(1.75 * base.decode_attention(4, 100.0).seconds)
 
 
 def test_nothing_costs_nothing() -> None:
     costs = CostModel(load_hardware("rtx4090-pcie4"), load_model("opt-13b"))
-    assert costs.rebuild(0) == costs.decode_attention(0) == OpCost()
+    assert costs.rebuild(0) == costs.decode_attention(3, 0.0) == OpCost()
     assert costs.h2d(0) == costs.d2h(0) == 0.0
 
 
@@ -128,9 +156,9 @@ def test_a_dtype_without_a_rate_is_refused_before_anything_is_planned() -> None:
 
 def test_extrapolation_is_said_with_its_range() -> None:
     costs = CostModel(load_hardware("rtx4090-pcie4"), load_model("opt-13b"))
-    assert extrapolations(costs, [64, 512], [16384, 4194304]) == []
+    assert extrapolations(costs, [64, 512], [2048, 16384]) == []
     notes = extrapolations(costs, [8, 16, 64], [100])
     assert notes == [
         "GEMM rate extrapolated at 8 to 16 (table 64 to 512): the end value is held",
-        "decode attention rate extrapolated at 100 (table 16384 to 4.1943e+06): the end value is held",
+        "decode attention rate extrapolated at 100 (table 2048 to 16384): the end value is held",
     ]

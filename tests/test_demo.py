@@ -32,7 +32,7 @@ def test_scale_model_keeps_the_ratios() -> None:
 def test_ratio_of_rebuild_is_that_of_the_formula() -> None:
     """facts: rho = 2 d B / (F e), here d B / F for fp16 multi-head attention."""
     found = Ratios.of(CostModel(RTX4090, OPT_30B), 1).rebuild_over_kv
-    rate = RTX4090.gpu.gemm_curve("float16").points[-1][1]
+    rate = RTX4090.gpu.gemm_rates("float16").best
     assert found == pytest.approx(OPT_30B.hidden * RTX4090.link.h2d_bytes_per_s.value / rate, rel=0.01)
 
 

@@ -29,7 +29,7 @@ def put(path: str, value: Any) -> Callable[[Data], None]:
         *parents, leaf = path.split(".")
         node = data
         for part in parents:
-            node = node[part]
+            node = node[int(part)] if isinstance(node, list) else node[part]
         if value is DELETE:
             del node[leaf]
         else:
@@ -45,7 +45,7 @@ def rename(path: str, name: str) -> Callable[[Data], None]:
         *parents, leaf = path.split(".")
         node = data
         for part in parents:
-            node = node[part]
+            node = node[int(part)] if isinstance(node, list) else node[part]
         node[name] = node.pop(leaf)
 
     return mutate
@@ -85,13 +85,23 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("165.2e12 is text", put("gpu.datasheet.flops.float16.value", "165.2e12"), "float16.value", "write 1.652e+14"),
     ("small number as text", put("link.latency_s.value", "1e-5"), "link.latency_s.value", "write 1.0e-5"),
     ("words", put("host.total_bytes.value", "plenty"), "host.total_bytes.value", "plain number"),
-    ("text in a curve", put(".".join([*GEMM, "points"]), [[64, "4.9e13"]]), "float16.points", "text, not a number"),
-    ("negative", put("link.h2d_bytes_per_s.value", -1.0), "link.h2d_bytes_per_s.value", "greater than 0"),
-    ("zero rate", put("link.h2d_bytes_per_s.value", 0.0), "link.h2d_bytes_per_s.value", "greater than 0"),
+    (
+        "text in a curve",
+        put(".".join([*GEMM, "slices", "0", "points"]), [[64, "4.9e13"]]),
+        "float16.slices.0.points",
+        "text, not a number",
+    ),
+    ("negative", put("link.h2d_bytes_per_s.value", -1.0), "link.h2d_bytes_per_s.value", "1000"),
+    ("zero rate", put("link.h2d_bytes_per_s.value", 0.0), "link.h2d_bytes_per_s.value", "1000"),
     ("negative overhead", put(".".join([*OP, "value"]), -1e-5), "op_overhead_s.value", "greater than or equal to 0"),
     ("nan", put("host.total_bytes.value", float("nan")), "host.total_bytes.value", "nan"),
     ("inf", put("host.total_bytes.value", float("inf")), "host.total_bytes.value", "inf"),
-    ("inf in a curve", put(".".join([*GEMM, "points"]), [[64, float("inf")]]), "float16.points.0.1", "inf"),
+    (
+        "inf in a curve",
+        put(".".join([*GEMM, "slices", "0", "points"]), [[64, float("inf")]]),
+        "float16.slices.0.points.0.1",
+        "inf",
+    ),
     ("bool", put("host.total_bytes.value", True), "host.total_bytes.value", "True"),
     ("list", put("host.total_bytes.value", [1.0]), "host.total_bytes.value", "valid number"),
     ("bare number", put("host.total_bytes", 8.82e11), "host.total_bytes", "dictionary"),
@@ -100,11 +110,41 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("missing value", put("link.latency_s.value", DELETE), "link.latency_s.value", "missing"),
     ("missing part", put("host", DELETE), "host", "missing"),
     ("no curve", put("gpu.achieved.gemm_flops_by_rows", {}), "gpu.achieved.gemm_flops_by_rows", "at least 1"),
-    ("empty curve", put(".".join([*GEMM, "points"]), []), "float16.points", "at least 1"),
-    ("unsorted curve", put(".".join([*GEMM, "points"]), [[128, 9e13], [64, 5e13]]), "float16.points", "ascend"),
-    ("size twice", put(".".join([*GEMM, "points"]), [[64, 9e13], [64, 5e13]]), "float16.points", "ascend"),
-    ("triple", put(".".join([*GEMM, "points"]), [[64, 5e13, 1]]), "float16.points", "[size, rate] pairs"),
-    ("no pairs", put(".".join([*GEMM, "points"]), [64, 5e13]), "float16.points", "[size, rate] pairs"),
+    ("empty curve", put(".".join([*GEMM, "slices", "0", "points"]), []), "float16.slices.0.points", "at least 1"),
+    (
+        "unsorted curve",
+        put(".".join([*GEMM, "slices", "0", "points"]), [[128, 9e13], [64, 5e13]]),
+        "float16.slices.0.points",
+        "ascend",
+    ),
+    (
+        "size twice",
+        put(".".join([*GEMM, "slices", "0", "points"]), [[64, 9e13], [64, 5e13]]),
+        "float16.slices.0.points",
+        "ascend",
+    ),
+    (
+        "triple",
+        put(".".join([*GEMM, "slices", "0", "points"]), [[64, 5e13, 1]]),
+        "float16.slices.0.points",
+        "[size, rate] pairs",
+    ),
+    ("no slices", put(".".join([*GEMM, "slices"]), []), "float16.slices", "at least 1"),
+    (
+        "slices out of order",
+        put(".".join([*GEMM, "slices"]), [{"second": 2, "points": [[1, 5e13]]}, {"second": 1, "points": [[1, 5e13]]}]),
+        "float16.slices",
+        "ascend",
+    ),
+    ("a rate without its power of ten", put("link.h2d_bytes_per_s.value", 24.5), "h2d_bytes_per_s.value", "1000"),
+    ("a latency in microseconds", put("link.latency_s.value", 10.5), "latency_s.value", "10"),
+    ("a compute share above all", put("link.during_compute.value", 2.0), "during_compute.value", "1.05"),
+    (
+        "no pairs",
+        put(".".join([*GEMM, "slices", "0", "points"]), [64, 5e13]),
+        "float16.slices.0.points",
+        "[size, rate] pairs",
+    ),
     ("measured, undocumented", put("link.latency_s.kind", "measured"), "link.latency_s", "date, runs, spread"),
     ("no such day", put("link.latency_s.date", "2026-02-30"), "link.latency_s.date", "'2026-11-23'"),
     ("no runs", put("link.latency_s.runs", 0), "link.latency_s.runs", "greater than or equal to 1"),
@@ -114,13 +154,13 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("usable > nominal", put("gpu.memory.usable_bytes.value", 2.6e10), "gpu.memory", "larger than nominal"),
     ("reserve >= usable", put("gpu.memory.context_reserve_bytes.value", 25250627584.0), "gpu.memory", "nothing of usa"),
     ("host reserve", put("host.reserve_bytes.value", 9e11), "host", "leaves nothing of total_bytes"),
-    ("GEMM too fast", put(".".join([*GEMM, "points"]), [[64, 1.74e14]]), "gpu", "105% of the datasheet"),
+    ("GEMM too fast", put(".".join([*GEMM, "slices", "0", "points"]), [[64, 1.74e14]]), "gpu", "105% of the datasheet"),
     ("memory too fast", put("gpu.achieved.memory_bytes_per_s.value", 1.1e12), "gpu", "109% of the datasheet"),
     ("faster while shared", put("link.h2d_during_d2h_bytes_per_s.value", 2.6e10), "link", "h2d_during_d2h_bytes_per_s"),
     ("faster while shared, back", put("link.d2h_during_h2d_bytes_per_s.value", 3e10), "link", "d2h_during_h2d"),
     ("unknown device", put("gpu.device", "tpu"), "gpu.device", "'cuda' or 'cpu'"),
-    ("version", put("schema_version", 2), "schema_version", "should be 1"),
-    ("version as text", put("schema_version", "1"), "schema_version", "should be 1"),
+    ("version", put("schema_version", 1), "schema_version", "should be 2"),
+    ("version as text", put("schema_version", "2"), "schema_version", "should be 2"),
     ("blank in the id", put("id", "my card"), "id", "pattern"),
     ("rounding", put("host.pin_rounding", "roughly"), "host.pin_rounding", "'power_of_two'"),
     ("extends unknown", put("extends", "rtx4090-pcie5"), "extends", "'rtx4090-pcie4'"),
@@ -263,7 +303,7 @@ def test_a_profile_does_not_change() -> None:
 
 def test_a_dtype_without_a_rate_is_refused() -> None:
     with pytest.raises(InputError, match=r"no GEMM rate for float32.*float16, bfloat16"):
-        load_hardware("rtx4090-pcie4").gpu.gemm_curve("float32")
+        load_hardware("rtx4090-pcie4").gpu.gemm_rates("float32")
 
 
 # ---- times ---------------------------------------------------------------------------------------
@@ -279,5 +319,5 @@ def test_times_by_hand() -> None:
     # One row is bound by reading the weights, whatever the rate table says.
     traffic = 2 * (8192 * 8192 + 8192 + 8192)
     assert gpu.gemm_time(1, 8192, 8192, "float16", 2) == pytest.approx(traffic / 9.21e11)
-    assert gpu.decode_attention_time(8.84e11, 131072) == pytest.approx(1.0)
+    assert gpu.decode_attention_time(8.84e11, 32, 4096, 8) == pytest.approx(1.0)
     assert gpu.prefill_attention_time(1.02e14, 77) == pytest.approx(1.0)

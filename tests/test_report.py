@@ -42,7 +42,7 @@ def test_rate(value: float, text: str) -> None:
 def test_every_number_of_a_profile_has_unit_and_source() -> None:
     text = shown(report.hardware_report(load_hardware("rtx4090-pcie4")))
     for line in (
-        "  usable_bytes           25.25 GB", "  gemm_flops_by_rows.float16              49 to 164.5 TFLOP/s",
+        "  usable_bytes           25.25 GB", "  gemm_flops_by_rows.float16               49 to 164.5 TFLOP/s",
         "      published, 4 points at 64 to 512 rows: ", "  latency_s                   10 us", "      assumed: ",
     ):  # fmt: skip
         assert line in text

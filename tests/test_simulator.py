@@ -38,9 +38,9 @@ class Given:
 def test_overlap_by_hand() -> None:
     """Two loads, two computes, a store: the second load overlaps the first compute.
 
-        h2d      |0 load 2|2 load 5|
-        compute       |2 run 6|6 run 7|       the second waits for load (5) and for the stream (6)
-        d2h                    |6 store 10|   waits for the first run
+    h2d      |0 load 2|2 load 5|
+    compute       |2 run 6|6 run 7|       the second waits for load (5) and for the stream (6)
+    d2h                    |6 store 10|   waits for the first run
     """
     ops = [
         Operation(0, "load_kv", "h2d", 1, 0, 0, nbytes=10),
@@ -50,7 +50,7 @@ def test_overlap_by_hand() -> None:
         Operation(4, "forward", "compute", 1, 0, 1, waits=(2,)),
         Operation(5, "sample", "compute", 1, -1, 0, waits=(3,)),
     ]
-    spans = advance(ops, Given([2.0, 4.0, 3.0, 4.0, 1.0, 0.5]))  # type: ignore[arg-type]
+    spans = advance(ops, Given([2.0, 4.0, 3.0, 4.0, 1.0, 0.5]).of)
     assert [(s.start_s, s.end_s) for s in spans] == [(0, 2), (2, 6), (2, 5), (6, 10), (6, 7), (10, 10.5)]
     assert [s.nbytes for s in spans] == [10, 0, 15, 4, 0, 0]
 

@@ -1,0 +1,140 @@
+"""The GPU of a hardware profile. It answers `..._time(work)` and hides its tables."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from planner.curve import Count, Curve, Quantity, Rate, Seconds, Strict, Surface
+from planner.errors import InputError
+
+Dtype = Literal["float16", "bfloat16", "float32"]
+MAX_EFFICIENCY = 1.05
+"""Achieved over datasheet beyond this is a cache effect or a unit mistake, never a fast machine."""
+
+
+class Datasheet(Strict):
+    """The vendor's peaks. Never used as a rate by the cost model: they only judge the achieved ones."""
+
+    flops: dict[Dtype, Quantity] = Field(default_factory=dict)
+    """Dense, with the accumulate type named in the source."""
+    memory_bytes_per_s: Quantity | None = None
+
+
+class GpuMemory(Strict):
+    """GPU memory as a budget, not one number."""
+
+    nominal_bytes: Quantity
+    usable_bytes: Quantity
+    context_reserve_bytes: Count
+    """Taken by the driver context and library workspaces before the first tensor."""
+
+    @model_validator(mode="after")
+    def _nested(self) -> GpuMemory:
+        if self.usable_bytes.value > self.nominal_bytes.value:
+            raise ValueError("usable_bytes is larger than nominal_bytes (GB against GiB?)")
+        if self.context_reserve_bytes.value >= self.usable_bytes.value:
+            raise ValueError("context_reserve_bytes leaves nothing of usable_bytes")
+        return self
+
+
+class EngineSlowdown(Strict):
+    """How many times longer kernels take inside the engine than one by one, by the operation that they are part of.
+
+    What is left when contention with the link is counted apart: the threads of the engine, and caches that others use.
+    """
+
+    prefill: Quantity
+    rebuild: Quantity
+    forward: Quantity
+
+
+class Achieved(Strict):
+    """Rates as they were reached, each by the sizes that it depends on."""
+
+    gemm_flops_by_rows: dict[Dtype, Surface] = Field(min_length=1)
+    """FLOP/s of a dense product by the rows of its left operand; second size: elements of its weight matrix."""
+    prefill_attention_flops_by_tokens: Curve
+    """FLOP/s of causal attention (half the square counted) by tokens of one prompt."""
+    decode_attention_bytes_per_s_by_context: Surface
+    """K and V bytes read per second by cached tokens of one request; second size: requests in the call."""
+    attention_group_cost: Count
+    """Extra time of decode attention for each further query head that shares a K/V head, relative to the first."""
+    memory_bytes_per_s: Rate
+    """Device memory, bytes read plus bytes written per second, by a copy far larger than the caches."""
+    elementwise_bytes_per_s: Rate
+    """The same for norms, residuals and activations as a layer runs them."""
+    op_overhead_s: Seconds
+    """What one small operation of the engine costs beside its arithmetic (launches, Python)."""
+    forward_overhead_s: Seconds
+    """The same for an operation that runs a whole layer, with one attention call."""
+    attention_call_s: Seconds
+    """What each further attention call of a layer costs, its merge included."""
+    engine_slowdown: EngineSlowdown
+
+
+class Gpu(Strict):
+    name: str = Field(min_length=1)
+    device: Literal["cuda", "cpu"]
+    """`cpu`: an arena of host memory stands in for the GPU, and the link is paced."""
+    datasheet: Datasheet
+    memory: GpuMemory
+    achieved: Achieved
+
+    @model_validator(mode="after")
+    def _physical(self) -> Gpu:
+        for dtype, table in self.achieved.gemm_flops_by_rows.items():
+            peak = self.datasheet.flops.get(dtype)
+            self._check(f"gemm_flops_by_rows.{dtype}", table.best, peak)
+        for key in ("memory_bytes_per_s", "elementwise_bytes_per_s"):
+            self._check(key, getattr(self.achieved, key).value, self.datasheet.memory_bytes_per_s)
+        return self
+
+    @staticmethod
+    def _check(key: str, achieved: float, peak: Quantity | None) -> None:
+        if peak is not None and achieved > MAX_EFFICIENCY * peak.value:
+            raise ValueError(
+                f"achieved.{key} reaches {achieved:.4g}, {achieved / peak.value:.0%} of the datasheet's "
+                f"{peak.value:.4g}: a cache effect, a wrong unit or another accumulate type"
+            )
+
+    @property
+    def budget_bytes(self) -> int:
+        """What a plan may use: usable less the context reserve."""
+        return int(self.memory.usable_bytes.value - self.memory.context_reserve_bytes.value)
+
+    def gemm_rates(self, dtype: str) -> Surface:
+        """The table of `dtype`; InputError when this profile has none."""
+        tables: dict[str, Surface] = {str(k): v for k, v in self.achieved.gemm_flops_by_rows.items()}
+        if dtype not in tables:
+            raise InputError(
+                f"this profile has no GEMM rate for {dtype}",
+                where=f"{self.name}: gpu.achieved.gemm_flops_by_rows",
+                cure=f"Profile it, or choose a dtype it has: {', '.join(tables)}",
+            )
+        return tables[dtype]
+
+    def gemm_time(self, rows: float, inner: int, columns: int, dtype: str, element_bytes: int) -> float:
+        """Seconds for [rows, inner] x [inner, columns]: the slower of arithmetic and memory traffic."""
+        if rows <= 0:
+            return 0.0
+        traffic = element_bytes * (inner * columns + rows * (inner + columns))
+        rate = self.gemm_rates(dtype).at(rows, inner * columns)
+        return max(2.0 * rows * inner * columns / rate, traffic / self.achieved.memory_bytes_per_s.value)
+
+    def elementwise_time(self, traffic_bytes: float) -> float:
+        """Seconds of element-wise kernels that read and write `traffic_bytes` in all."""
+        return traffic_bytes / self.achieved.elementwise_bytes_per_s.value
+
+    def decode_attention_time(self, kv_bytes: float, requests: float, context: float, group: int) -> float:
+        """Seconds to attend one new token of each request to `context` cached ones, `kv_bytes` in all.
+
+        `group` query heads share each K/V head.
+        """
+        rate = self.achieved.decode_attention_bytes_per_s_by_context.at(context, requests)
+        return kv_bytes / rate * (1 + (group - 1) * self.achieved.attention_group_cost.value)
+
+    def prefill_attention_time(self, flops: float, tokens: float) -> float:
+        """Seconds for causal attention over prompts of `tokens`; `flops` counts half the square."""
+        return flops / self.achieved.prefill_attention_flops_by_tokens.at(tokens)

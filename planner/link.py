@@ -1,0 +1,78 @@
+"""The link of a hardware profile: two directions that slow each other, and compute, while they run together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from planner.curve import Count, Rate, Seconds, Strict
+from planner.gpu import MAX_EFFICIENCY
+
+MAX_COMPUTE_LOST = 0.45
+"""Of compute's speed, by either direction: both together never stop it, whatever a profile says."""
+
+
+class Share(Count):
+    """A fraction of the whole, above zero."""
+
+    value: Annotated[float, Field(gt=0, le=MAX_EFFICIENCY, allow_inf_nan=False)]
+
+
+class Link(Strict):
+    """Host <-> GPU, from pinned memory unless the key says otherwise."""
+
+    name: str = Field(min_length=1)
+    h2d_bytes_per_s: Rate
+    d2h_bytes_per_s: Rate
+    h2d_during_d2h_bytes_per_s: Rate
+    d2h_during_h2d_bytes_per_s: Rate
+    pageable_h2d_bytes_per_s: Rate
+    pageable_d2h_bytes_per_s: Rate
+    latency_s: Seconds
+    """Per transfer operation."""
+    during_compute: Share
+    """Rate while the GPU computes, relative to the rate while it idles."""
+    compute_s_lost_per_byte: Seconds
+    """Seconds that compute loses for every byte that crosses the link meanwhile, for want of memory bandwidth."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Link:
+        for alone in ("h2d", "d2h"):
+            other = "d2h" if alone == "h2d" else "h2d"
+            shared = f"{alone}_during_{other}_bytes_per_s"
+            beside, by_itself = getattr(self, shared).value, getattr(self, f"{alone}_bytes_per_s").value
+            if beside > MAX_EFFICIENCY * by_itself:
+                raise ValueError(
+                    f"{shared} ({beside:.4g}) is faster than {alone}_bytes_per_s alone ({by_itself:.4g}); "
+                    "a profile that extends another inherits what it does not give"
+                )
+        return self
+
+    def h2d_time(self, nbytes: float) -> float:
+        """Seconds for one transfer of `nbytes` to the GPU."""
+        return self.latency_s.value + nbytes / self.h2d_bytes_per_s.value if nbytes else 0.0
+
+    def d2h_time(self, nbytes: float) -> float:
+        """Seconds for one transfer of `nbytes` to the host."""
+        return self.latency_s.value + nbytes / self.d2h_bytes_per_s.value if nbytes else 0.0
+
+    @property
+    def beside_d2h(self) -> float:
+        """Speed of transfers to the GPU while others go to the host, relative to alone; at most 1."""
+        return min(1.0, self.h2d_during_d2h_bytes_per_s.value / self.h2d_bytes_per_s.value)
+
+    @property
+    def beside_h2d(self) -> float:
+        """Speed of transfers to the host while others go to the GPU, relative to alone; at most 1."""
+        return min(1.0, self.d2h_during_h2d_bytes_per_s.value / self.d2h_bytes_per_s.value)
+
+    @property
+    def compute_lost_to_h2d(self) -> float:
+        """Share of compute's speed that a busy transfer to the GPU takes, at most MAX_COMPUTE_LOST."""
+        return min(MAX_COMPUTE_LOST, self.compute_s_lost_per_byte.value * self.h2d_bytes_per_s.value)
+
+    @property
+    def compute_lost_to_d2h(self) -> float:
+        """Share of compute's speed that a busy transfer to the host takes, at most MAX_COMPUTE_LOST."""
+        return min(MAX_COMPUTE_LOST, self.compute_s_lost_per_byte.value * self.d2h_bytes_per_s.value)

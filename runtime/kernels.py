@@ -1,0 +1,99 @@
+"""The kernels that a profile times, one by one, as the engine runs them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from runtime.attention import attend_prompt, attend_segment, attend_self, merge
+from runtime.timing import Operands, Round
+
+HEAD_DIM = 64
+GEMM_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+GEMM_SHAPES = ((0.5, 0.5), (1, 2), (2, 4))
+"""Weight matrices to measure, inner and columns in widths of the model: half its size, the rebuild, and larger."""
+PROMPTS = (32, 64, 128, 256, 512, 1024)
+REQUESTS = (1, 4, 16, 64)
+CONTEXTS = (16, 64, 128, 256, 512, 1024)
+MOST_TOKENS = 16384
+"""Of requests times context: more only takes longer to measure."""
+GROUP = 4
+"""Query heads per K/V head where the cost of sharing is measured, and where: (requests, context)."""
+GROUP_AT = ((16, 256), (4, 512))
+COPY_BYTES = 2**28
+ELEMENT_ROWS = 512
+
+
+class Kernels:
+    """Every kernel of the cost model at one model width; `run` times each of them once."""
+
+    def __init__(self, hidden: int, operands: Operands) -> None:
+        self.hidden, self.heads, self.operands = hidden, hidden // HEAD_DIM, operands
+        self._source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=operands.device).zero_()
+        self._target = torch.empty_like(self._source).zero_()
+
+    def run(self, one: Round) -> None:
+        """One timing of each kernel into `one`: name, first size, second size, work in FLOP or bytes."""
+        d, element = self.hidden, self.operands.dtype.itemsize
+        for inner, columns in self.gemm_shapes():
+            for rows in GEMM_ROWS:
+                flops = 2.0 * rows * inner * columns
+                one.time("gemm", rows, inner * columns, flops, partial(self.product, rows, inner, columns))
+        for requests in REQUESTS:
+            for context in CONTEXTS:
+                if requests * context <= MOST_TOKENS:
+                    call = partial(self.attend, requests, context, self.heads, 1)
+                    one.time("decode", context, requests, 2.0 * requests * context * d * element, call)
+        shared = max(self.heads // GROUP, 1)
+        for requests, context in GROUP_AT:
+            nbytes = 2.0 * requests * context * shared * HEAD_DIM * element
+            one.time("grouped", context, requests, nbytes, partial(self.attend, requests, context, shared, GROUP))
+        for prompt in PROMPTS:
+            one.time("prefill", prompt, 1, 2.0 * prompt * prompt * d, partial(self.attend_prompt, prompt))
+        # Read plus written: the cost model counts both.
+        one.time("memory", COPY_BYTES, 1, 2.0 * COPY_BYTES, partial(self._target.copy_, self._source))
+        one.time("elementwise", ELEMENT_ROWS, 1, 22.0 * ELEMENT_ROWS * d * element, self.elementwise)
+        one.time("parts", 2, 1, 1.0, partial(self.merge, 1))
+        one.time("parts", 3, 1, 1.0, partial(self.merge, 2))
+
+    def gemm_shapes(self) -> list[tuple[int, int]]:
+        """(inner, columns) of the weight matrices measured."""
+        return [(int(inner * self.hidden), int(columns * self.hidden)) for inner, columns in GEMM_SHAPES]
+
+    def product(self, rows: int, inner: int, columns: int) -> None:
+        """One dense product with bias."""
+        take = self.operands.take
+        torch.addmm(take(columns), take(rows, inner), take(columns, inner).t(), out=self.operands.result(rows, columns))
+
+    def attend(self, requests: int, context: int, kv_heads: int, group: int) -> None:
+        """One attention call of a decode step."""
+        keys, values = (
+            part.transpose(1, 2) for part in self.operands.take(requests, context, 2, kv_heads, HEAD_DIM).unbind(2)
+        )
+        attend_segment(self.operands.take(requests, kv_heads, group, HEAD_DIM), keys, values)
+
+    def attend_prompt(self, tokens: int) -> None:
+        """Causal attention of one prompt."""
+        shape = (1, tokens, self.heads, HEAD_DIM)
+        attend_prompt(self.operands.take(*shape), self.operands.take(*shape), self.operands.take(*shape))
+
+    def elementwise(self) -> None:
+        """Two norms, two residuals and an activation, as in a layer: 22 widths read or written per row."""
+        d, take = self.hidden, self.operands.take
+        hidden, up = take(ELEMENT_ROWS, d), take(ELEMENT_ROWS, 4 * d)
+        out, wide = self.operands.result(ELEMENT_ROWS, d), self.operands.result(ELEMENT_ROWS, 4 * d)
+        for _ in range(2):
+            F.layer_norm(hidden, (d,), take(d), take(d))
+            torch.add(hidden, take(ELEMENT_ROWS, d), out=out)
+        torch.clamp_min(up, 0.0, out=wide)
+
+    def merge(self, segments: int) -> None:
+        """A new token's attention to itself and to `segments` tiny segments, merged."""
+        query = self.operands.take(1, self.heads, 1, HEAD_DIM)
+        parts = [attend_self(query, query, query)]
+        for _ in range(segments):
+            keys = self.operands.take(1, self.heads, 1, HEAD_DIM)
+            parts.append(attend_segment(query, keys, keys))
+        merge(parts)
