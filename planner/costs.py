@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -92,14 +93,14 @@ class CostModel:
         """One layer over whole prompts of the given lengths, causal attention and keeping K and V included."""
         tokens = sum(prompts)
         kernels = self.projections(tokens) + self.elementwise(4 * tokens * self.model.d_kv)
-        for prompt in prompts:
-            kernels += self.prefill_attention(prompt)
+        for prompt, alike in Counter(prompts).items():
+            kernels += self.prefill_attention(prompt, alike)
         return kernels * self._slowdown.prefill.value + self._forward_overhead()
 
-    def prefill_attention(self, tokens: int) -> OpCost:
-        """Causal attention of one prompt in one layer; half the square counts."""
-        flops = 2.0 * tokens * tokens * self.model.heads * self.model.head_dim
-        return OpCost(self.hardware.gpu.prefill_attention_time(flops, tokens), flops)
+    def prefill_attention(self, tokens: int, prompts: int = 1) -> OpCost:
+        """Causal attention of `prompts` prompts of `tokens` in one layer, one call; half the square counts."""
+        flops = 2.0 * prompts * tokens * tokens * self.model.heads * self.model.head_dim
+        return OpCost(self.hardware.gpu.prefill_attention_time(flops, tokens, prompts), flops)
 
     def _projections(self, rows: int) -> OpCost:
         """Q, K, V and output projections, feed-forward, norms and residuals of one layer."""
@@ -117,7 +118,8 @@ class CostModel:
 
     def embed(self, rows: int) -> OpCost:
         """Gathering token and position embeddings."""
-        return self.elementwise(4 * rows * self.model.hidden) + self._overhead()
+        nbytes = 4.0 * rows * self.model.hidden * self.model.element_bytes
+        return OpCost(self.hardware.gpu.gather_time(nbytes), 0.0, nbytes) + self._overhead()
 
     def _sample(self, rows: int) -> OpCost:
         """Final norm, head and the choice of a token, for `rows` requests."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from datetime import date as Date
 from itertools import pairwise
-from math import log
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+T = TypeVar("T")
 Kind = Literal["datasheet", "measured", "published", "derived", "assumed"]
 """`measured` here by `hybridserve profile`; `published` = measured by others, in the source cited."""
 
@@ -74,8 +75,24 @@ class Seconds(Count):
     value: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 
 
+def between(x: float, low: tuple[float, float], high: tuple[float, float]) -> float:
+    """The rate at size `x` between (size, rate) at `low` and `high`, if time is affine in size.
+
+    Time per unit of work, 1 / rate, is then linear in 1 / size: a fixed cost, and one for each unit. Exact for every
+    operation of that kind, and never outside the two rates.
+    """
+    (x0, y0), (x1, y1) = low, high
+    share = (1 / x0 - 1 / x) / (1 / x0 - 1 / x1)
+    return 1 / ((1 - share) / y0 + share / y1)
+
+
+def triples(values: Sequence[T]) -> Iterator[tuple[T, T, T]]:
+    """Each value with both of its neighbours, in order."""
+    return zip(values, values[1:], values[2:], strict=False)
+
+
 class Points(Strict):
-    """Achieved rate by size: [[size, rate], ...], interpolated linearly, held at both ends."""
+    """Achieved rate by size: [[size, rate], ...]. Between points time is affine in size, beyond them rates are held."""
 
     points: list[tuple[Positive, Annotated[float, Field(ge=1e3, lt=1e18, allow_inf_nan=False)]]] = Field(
         min_length=1, strict=False
@@ -106,8 +123,12 @@ class Points(Strict):
         if size >= points[-1][0]:
             return points[-1][1]
         i = bisect_left(points, (size, 0.0))
-        (x0, y0), (x1, y1) = points[i - 1], points[i]
-        return y0 + (y1 - y0) * (size - x0) / (x1 - x0)
+        return points[i][1] if points[i][0] == size else between(size, points[i - 1], points[i])
+
+    @property
+    def left_out(self) -> list[float]:
+        """Relative error at each inner point if it were not there: how well the table is interpolated."""
+        return [between(x, a, b) / y - 1 for a, (x, y), b in triples(self.points)]
 
     def covers(self, size: float) -> bool:
         """False where `at` holds an end value, so that a prediction can say it extrapolates."""
@@ -127,8 +148,8 @@ class Slice(Points):
 class Surface(Provenance):
     """Achieved rate by two sizes: one table for each value of the second one, in ascending order.
 
-    Between tables the rate is interpolated in the logarithm of the second size, beyond them it is held. A single
-    table serves where only one was ever measured.
+    Between tables time is affine in the second size too, beyond them the rate is held. A single table serves where
+    only one was ever measured.
     """
 
     slices: list[Slice] = Field(min_length=1)
@@ -147,8 +168,7 @@ class Surface(Provenance):
             return slices[0].at(size)
         for low, high in pairwise(slices):
             if second <= high.second:
-                share = log(second / low.second) / log(high.second / low.second)
-                return (1 - share) * low.at(size) + share * high.at(size)
+                return between(second, (low.second, low.at(size)), (high.second, high.at(size)))
         return slices[-1].at(size)
 
     @property
@@ -161,10 +181,22 @@ class Surface(Provenance):
         """The highest rate of all."""
         return max(rate for one in self.slices for _, rate in one.points)
 
-    def best_within(self, second: float) -> float:
-        """The highest rate at any first size and any second size up to `second`: what bounds may count on."""
+    @property
+    def left_out(self) -> list[float]:
+        """Relative error at each point if it, or its whole table, were not there."""
+        found = [error for one in self.slices for error in one.left_out]
+        for low, middle, high in triples(self.slices):
+            for size, rate in middle.points:
+                if low.covers(size) and high.covers(size):
+                    near = (low.second, low.at(size)), (high.second, high.at(size))
+                    found.append(between(middle.second, *near) / rate - 1)
+        return found
+
+    def best_within(self, second: float, size: float | None = None) -> float:
+        """The highest rate at any second size up to `second`, at `size` or at any: what bounds may count on."""
         seconds = [one.second for one in self.slices if one.second < second] + [second]
-        return max(self.at(size, at) for at in seconds for size in self.sizes)
+        sizes = self.sizes if size is None else [size]
+        return max(self.at(one, at) for at in seconds for one in sizes)
 
     def covers(self, size: float) -> bool:
         """False where `at` holds an end value in every table."""

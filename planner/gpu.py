@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from planner.curve import Count, Curve, Quantity, Rate, Seconds, Strict, Surface
+from planner.curve import Count, Quantity, Rate, Seconds, Strict, Surface
 from planner.errors import InputError
 
 Dtype = Literal["float16", "bfloat16", "float32"]
@@ -54,9 +54,9 @@ class Achieved(Strict):
     """Rates as they were reached, each by the sizes that it depends on."""
 
     gemm_flops_by_rows: dict[Dtype, Surface] = Field(min_length=1)
-    """FLOP/s of a dense product by the rows of its left operand; second size: elements of its weight matrix."""
-    prefill_attention_flops_by_tokens: Curve
-    """FLOP/s of causal attention (half the square counted) by tokens of one prompt."""
+    """FLOP/s of a dense product by the rows of its left operand; second size: the inner dimension."""
+    prefill_attention_flops_by_tokens: Surface
+    """FLOP/s of causal attention (half the square counted) by tokens of a prompt; second size: prompts in the call."""
     decode_attention_bytes_per_s_by_context: Surface
     """K and V bytes read per second by cached tokens of one request; second size: requests in the call."""
     attention_group_cost: Count
@@ -65,6 +65,8 @@ class Achieved(Strict):
     """Device memory, bytes read plus bytes written per second, by a copy far larger than the caches."""
     elementwise_bytes_per_s: Rate
     """The same for norms, residuals and activations as a layer runs them."""
+    gather_bytes_per_s: Rate
+    """The same for the look-up of embeddings."""
     op_overhead_s: Seconds
     """What one small operation of the engine costs beside its arithmetic (launches, Python)."""
     forward_overhead_s: Seconds
@@ -87,7 +89,7 @@ class Gpu(Strict):
         for dtype, table in self.achieved.gemm_flops_by_rows.items():
             peak = self.datasheet.flops.get(dtype)
             self._check(f"gemm_flops_by_rows.{dtype}", table.best, peak)
-        for key in ("memory_bytes_per_s", "elementwise_bytes_per_s"):
+        for key in ("memory_bytes_per_s", "elementwise_bytes_per_s", "gather_bytes_per_s"):
             self._check(key, getattr(self.achieved, key).value, self.datasheet.memory_bytes_per_s)
         return self
 
@@ -120,12 +122,16 @@ class Gpu(Strict):
         if rows <= 0:
             return 0.0
         traffic = element_bytes * (inner * columns + rows * (inner + columns))
-        rate = self.gemm_rates(dtype).at(rows, inner * columns)
+        rate = self.gemm_rates(dtype).at(rows, inner)
         return max(2.0 * rows * inner * columns / rate, traffic / self.achieved.memory_bytes_per_s.value)
 
     def elementwise_time(self, traffic_bytes: float) -> float:
         """Seconds of element-wise kernels that read and write `traffic_bytes` in all."""
         return traffic_bytes / self.achieved.elementwise_bytes_per_s.value
+
+    def gather_time(self, traffic_bytes: float) -> float:
+        """Seconds of looking up embeddings, `traffic_bytes` read and written in all."""
+        return traffic_bytes / self.achieved.gather_bytes_per_s.value
 
     def decode_attention_time(self, kv_bytes: float, requests: float, context: float, group: int) -> float:
         """Seconds to attend one new token of each request to `context` cached ones, `kv_bytes` in all.
@@ -135,6 +141,6 @@ class Gpu(Strict):
         rate = self.achieved.decode_attention_bytes_per_s_by_context.at(context, requests)
         return kv_bytes / rate * (1 + (group - 1) * self.achieved.attention_group_cost.value)
 
-    def prefill_attention_time(self, flops: float, tokens: float) -> float:
-        """Seconds for causal attention over prompts of `tokens`; `flops` counts half the square."""
-        return flops / self.achieved.prefill_attention_flops_by_tokens.at(tokens)
+    def prefill_attention_time(self, flops: float, tokens: float, prompts: float) -> float:
+        """Seconds for causal attention over `prompts` prompts of `tokens` each; `flops` counts half the square."""
+        return flops / self.achieved.prefill_attention_flops_by_tokens.at(tokens, prompts)

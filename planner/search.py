@@ -236,27 +236,30 @@ class Search:
         return chunk, min(self.prompt_tokens, chunk * max(1, -(-int(hiding) // chunk)))
 
     def _prefill_compute_s(self, chunk: int) -> float:
-        """At the rate of `chunk` rows, with the overhead of every chunk."""
-        chunks = self.prompt_tokens / chunk
-        return self._prefill_s(chunks * self.costs.projections(chunk).seconds, ceil(chunks))
+        """At the rates of chunks of `chunk` tokens, with the overhead of every chunk."""
+        costs, chunks = self.costs, self.prompt_tokens / chunk
+        attention = 0.0
+        for (prompt, _), alike in self.workload.classes().items():
+            together = min(len(alike), max(chunk // prompt, 1))
+            attention += len(alike) / together * costs.prefill_attention(prompt, together).seconds
+        return self._prefill_s(chunks * costs.projections(chunk).seconds + attention, ceil(chunks))
 
     def _prefill_floor_s(self) -> float:
         """The same for chunks of the best rate there is, with the overhead of a single one."""
-        table = self.costs.hardware.gpu.gemm_rates(self.costs.model.dtype)
-        sizes = {min(max(int(size), 1), self.prompt_tokens) for size in table.sizes} | {self.prompt_tokens}
-        per_token = min(self.costs.projections(size).seconds / size for size in sizes)
-        return self._prefill_s(self.prompt_tokens * per_token, 1)
+        costs, gpu = self.costs, self.costs.hardware.gpu
+        sizes = {min(max(int(size), 1), self.prompt_tokens) for size in gpu.gemm_rates(costs.model.dtype).sizes}
+        per_token = min(costs.projections(size).seconds / size for size in sizes | {self.prompt_tokens})
+        attention = 0.0
+        for (prompt, _), alike in self.workload.classes().items():
+            best = gpu.achieved.prefill_attention_flops_by_tokens.best_within(len(alike), prompt)
+            attention += costs.prefill_attention(prompt, len(alike)).flops / best
+        return self._prefill_s(self.prompt_tokens * per_token + attention, 1)
 
-    def _prefill_s(self, projections_s: float, chunks: int) -> float:
-        """All layers: projections as given, attention of every prompt, and what every chunk costs beside."""
-        costs = self.costs
-        attention = sum(
-            len(alike) * costs.prefill_attention(prompt).seconds
-            for (prompt, _), alike in self.workload.classes().items()
-        )
+    def _prefill_s(self, products_s: float, chunks: int) -> float:
+        """All layers: projections and attention as given, and what every chunk costs beside."""
+        costs, achieved = self.costs, self.costs.hardware.gpu.achieved
         kept = costs.elementwise(4 * self.prompt_tokens * costs.model.d_kv).seconds
-        achieved = costs.hardware.gpu.achieved
-        layer = (projections_s + attention + kept) * achieved.engine_slowdown.prefill.value
+        layer = (products_s + kept) * achieved.engine_slowdown.prefill.value
         layer += chunks * achieved.forward_overhead_s.value
         return costs.model.layers * layer + costs.sample(len(self.requests)).seconds
 

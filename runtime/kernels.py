@@ -12,9 +12,14 @@ from runtime.timing import Operands, Round
 
 HEAD_DIM = 64
 GEMM_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-GEMM_SHAPES = ((0.5, 0.5), (1, 2), (2, 4))
-"""Weight matrices to measure, inner and columns in widths of the model: half its size, the rebuild, and larger."""
+GEMM_INNER = (0.5, 1, 2, 4)
+"""Inner dimensions to measure, in widths of the model: from less than one head's worth to that of the feed-forward."""
+GEMM_COLUMNS = 2
+"""Columns, in widths: those of the rebuild, between those of the other products of a layer."""
 PROMPTS = (32, 64, 128, 256, 512, 1024)
+TOGETHER = (1, 4, 16)
+"""Prompts in one call of causal attention, and at most how many tokens of them."""
+MOST_PROMPT_TOKENS = 2048
 REQUESTS = (1, 4, 16, 64)
 CONTEXTS = (16, 64, 128, 256, 512, 1024)
 MOST_TOKENS = 16384
@@ -24,6 +29,7 @@ GROUP = 4
 GROUP_AT = ((16, 256), (4, 512))
 COPY_BYTES = 2**28
 ELEMENT_ROWS = 512
+GATHER_ROWS, EMBEDDINGS = 1024, 1024
 
 
 class Kernels:
@@ -33,14 +39,16 @@ class Kernels:
         self.hidden, self.heads, self.operands = hidden, hidden // HEAD_DIM, operands
         self._source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=operands.device).zero_()
         self._target = torch.empty_like(self._source).zero_()
+        self._ids = torch.randint(0, EMBEDDINGS, (GATHER_ROWS,), device=operands.device)
 
     def run(self, one: Round) -> None:
         """One timing of each kernel into `one`: name, first size, second size, work in FLOP or bytes."""
         d, element = self.hidden, self.operands.dtype.itemsize
-        for inner, columns in self.gemm_shapes():
+        columns = GEMM_COLUMNS * d
+        for inner in self.inner_sizes():
             for rows in GEMM_ROWS:
                 flops = 2.0 * rows * inner * columns
-                one.time("gemm", rows, inner * columns, flops, partial(self.product, rows, inner, columns))
+                one.time("gemm", rows, inner, flops, partial(self.product, rows, inner, columns))
         for requests in REQUESTS:
             for context in CONTEXTS:
                 if requests * context <= MOST_TOKENS:
@@ -50,17 +58,21 @@ class Kernels:
         for requests, context in GROUP_AT:
             nbytes = 2.0 * requests * context * shared * HEAD_DIM * element
             one.time("grouped", context, requests, nbytes, partial(self.attend, requests, context, shared, GROUP))
-        for prompt in PROMPTS:
-            one.time("prefill", prompt, 1, 2.0 * prompt * prompt * d, partial(self.attend_prompt, prompt))
+        for together in TOGETHER:
+            for prompt in PROMPTS:
+                if together == 1 or together * prompt <= MOST_PROMPT_TOKENS:
+                    flops = 2.0 * together * prompt * prompt * d
+                    one.time("prefill", prompt, together, flops, partial(self.attend_prompts, together, prompt))
         # Read plus written: the cost model counts both.
         one.time("memory", COPY_BYTES, 1, 2.0 * COPY_BYTES, partial(self._target.copy_, self._source))
         one.time("elementwise", ELEMENT_ROWS, 1, 22.0 * ELEMENT_ROWS * d * element, self.elementwise)
+        one.time("gather", GATHER_ROWS, 1, 4.0 * GATHER_ROWS * d * element, self.gather)
         one.time("parts", 2, 1, 1.0, partial(self.merge, 1))
         one.time("parts", 3, 1, 1.0, partial(self.merge, 2))
 
-    def gemm_shapes(self) -> list[tuple[int, int]]:
-        """(inner, columns) of the weight matrices measured."""
-        return [(int(inner * self.hidden), int(columns * self.hidden)) for inner, columns in GEMM_SHAPES]
+    def inner_sizes(self) -> list[int]:
+        """Inner dimensions of the products measured."""
+        return [int(inner * self.hidden) for inner in GEMM_INNER]
 
     def product(self, rows: int, inner: int, columns: int) -> None:
         """One dense product with bias."""
@@ -74,9 +86,9 @@ class Kernels:
         )
         attend_segment(self.operands.take(requests, kv_heads, group, HEAD_DIM), keys, values)
 
-    def attend_prompt(self, tokens: int) -> None:
-        """Causal attention of one prompt."""
-        shape = (1, tokens, self.heads, HEAD_DIM)
+    def attend_prompts(self, together: int, tokens: int) -> None:
+        """Causal attention of prompts of equal length."""
+        shape = (together, tokens, self.heads, HEAD_DIM)
         attend_prompt(self.operands.take(*shape), self.operands.take(*shape), self.operands.take(*shape))
 
     def elementwise(self) -> None:
@@ -88,6 +100,12 @@ class Kernels:
             F.layer_norm(hidden, (d,), take(d), take(d))
             torch.add(hidden, take(ELEMENT_ROWS, d), out=out)
         torch.clamp_min(up, 0.0, out=wide)
+
+    def gather(self) -> None:
+        """Token and position embeddings of many rows, added."""
+        table, out = self.operands.take(EMBEDDINGS, self.hidden), self.operands.result(GATHER_ROWS, self.hidden)
+        torch.index_select(table, 0, self._ids, out=out)
+        out += table[self._ids]
 
     def merge(self, segments: int) -> None:
         """A new token's attention to itself and to `segments` tiny segments, merged."""

@@ -48,6 +48,15 @@ class Round:
     series: dict[str, dict[tuple[float, float], Series]] = field(default_factory=dict)
     """By kernel, then by (first size, second size)."""
 
+    @property
+    def repeatability(self) -> float:
+        """How far two measurements would differ: the odd against the even timings of each kernel, in the median."""
+        halves = [
+            (Series(one.work, one.seconds[::2]).quiet_s, Series(one.work, one.seconds[1::2]).quiet_s)
+            for sizes in self.series.values() for one in sizes.values() if len(one.seconds) > 1
+        ]  # fmt: skip
+        return statistics.median(abs(a / b - 1) for a, b in halves) if halves else 0.0
+
     def time(self, name: str, size: float, second: float, work: float, call: Callable[[], object]) -> None:
         """One more timing of a kernel at a size; `work` in FLOP or bytes."""
         found = self.series.setdefault(name, {}).setdefault((size, second), Series(work, []))

@@ -48,9 +48,6 @@ def ideal_hardware(
     def number(value: float) -> dict[str, Any]:
         return {"value": value, "kind": "assumed", "source": "ideal"}
 
-    def constant(rate: float) -> dict[str, Any]:
-        return {"kind": "assumed", "source": "ideal", "points": [[1.0, rate]]}
-
     def constant_surface(rate: float) -> dict[str, Any]:
         return {"kind": "assumed", "source": "ideal", "slices": [{"second": 1.0, "points": [[1.0, rate]]}]}
 
@@ -61,11 +58,12 @@ def ideal_hardware(
     }  # fmt: skip
     data["gpu"]["achieved"] = {
         "gemm_flops_by_rows": {dtype: constant_surface(gemm_flops) for dtype in ("float16", "bfloat16", "float32")},
-        "prefill_attention_flops_by_tokens": constant(gemm_flops),
+        "prefill_attention_flops_by_tokens": constant_surface(gemm_flops),
         "decode_attention_bytes_per_s_by_context": constant_surface(memory_bytes_per_s),
         "attention_group_cost": number(0.0),
         "memory_bytes_per_s": number(memory_bytes_per_s),
         "elementwise_bytes_per_s": number(memory_bytes_per_s),
+        "gather_bytes_per_s": number(memory_bytes_per_s),
         **{key: number(0.0) for key in ("op_overhead_s", "forward_overhead_s", "attention_call_s")},
         "engine_slowdown": {kind: number(1.0) for kind in ("prefill", "rebuild", "forward")},
     }

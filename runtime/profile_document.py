@@ -1,0 +1,168 @@
+"""From measurements to the document of a hardware profile: values, provenance and how far they scattered."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scipy.optimize import isotonic_regression
+
+from runtime.kernels import GROUP
+from runtime.machine import device_name, host_memory_bytes, machine_facts
+from runtime.profile_link import LinkProbe
+from runtime.timing import Round, Series
+
+if TYPE_CHECKING:
+    from runtime.profiler import Request
+
+Number = dict[str, Any]
+METHOD = "hybridserve profile"
+WORKSPACE_BYTES = 2**29
+"""CUDA: left to library workspaces and small temporaries beside the arena."""
+HOST_RESERVE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that one profile is made of."""
+
+    request: Request
+    device: torch.device
+    in_use_bytes: int
+    round: Round
+    link: LinkProbe
+    overheads: dict[str, list[float]]
+    """By kind of operation: seconds with next to no arithmetic."""
+    slowdowns: dict[str, list[float]]
+    """By kind of operation: time inside the engine over that of the kernels alone."""
+
+
+def document(m: Measured) -> dict[str, Any]:
+    """The profile as plain data, ready to be checked and written."""
+    facts = machine_facts(m.device) | {"repeatability": f"{m.round.repeatability:.1%}"}
+    return {
+        "schema_version": 2,
+        "id": m.request.profile_id,
+        "description": f"measured by {METHOD} on {device_name(m.device)}",
+        "machine": facts,
+        "gpu": {
+            "name": device_name(m.device),
+            "device": m.device.type,
+            "datasheet": {"flops": {}},
+            "memory": _gpu_memory(m),
+            "achieved": _achieved(m),
+        },
+        "link": {"name": m.link.name, **m.link.numbers()},
+        "host": {
+            "name": platform.node() or "host",
+            "total_bytes": said(host_memory_bytes(), "derived", "memory of the machine or its container"),
+            "reserve_bytes": said(HOST_RESERVE_BYTES, "assumed", "left to the operating system and Python"),
+            "pin_rounding": "exact",
+        },
+    }
+
+
+def _gpu_memory(m: Measured) -> dict[str, Any]:
+    if m.device.type == "cuda":
+        nominal = torch.cuda.mem_get_info(m.device)[1]
+        usable = min(m.request.gpu_bytes or nominal, nominal)
+        reserve = said(m.in_use_bytes + WORKSPACE_BYTES, "derived", "context in use at the start, and workspaces")
+    else:
+        nominal = host_memory_bytes()
+        usable = min(m.request.gpu_bytes or nominal // 4, nominal)
+        reserve = said(0, "derived", "none: the arena is only memory")
+    return {
+        "nominal_bytes": said(nominal, "derived", "memory of the device"),
+        "usable_bytes": said(usable, "assumed" if m.device.type == "cpu" else "derived", "budget of the arena"),
+        "context_reserve_bytes": reserve,
+    }
+
+
+def _achieved(m: Measured) -> Number:
+    one = m.round.series
+    two, three = (one["parts"][n, 1].quiet_s for n in (2, 3))
+    return {
+        "gemm_flops_by_rows": {m.request.dtype: _surface(m, "gemm", rising=True)},
+        "prefill_attention_flops_by_tokens": _surface(m, "prefill", rising=True),
+        "decode_attention_bytes_per_s_by_context": _surface(m, "decode"),
+        "attention_group_cost": _group_cost(one),
+        "memory_bytes_per_s": _rate(one, "memory", "copy, read plus written"),
+        "elementwise_bytes_per_s": _rate(one, "elementwise", "norms, residuals, activation"),
+        "gather_bytes_per_s": _rate(one, "gather", "embeddings looked up and added"),
+        "op_overhead_s": number(m.overheads["embed"], "embedding of a model with next to no arithmetic"),
+        "forward_overhead_s": number(m.overheads["forward"], "forward of a model with next to no arithmetic"),
+        "attention_call_s": {
+            **number(one["parts"][3, 1].seconds, "one more tiny segment, attended and merged"),
+            "value": short(max(three - two, 0.0)),
+        },
+        "engine_slowdown": {
+            kind: {
+                **number(found, f"{kind} operations of small jobs over their kernels alone"),
+                "value": short(statistics.fmean(found)),
+            }
+            for kind, found in m.slowdowns.items()
+        },
+    }
+
+
+def _group_cost(series: dict[str, dict[tuple[float, float], Series]]) -> Number:
+    """Extra time per further query head of a K/V head, relative: from the same bytes with one head and several."""
+    extra = []
+    for at, shared in series["grouped"].items():
+        alone = series["decode"][at]
+        extra.append(max((alone.rate / shared.rate - 1) / (GROUP - 1), 0.0))
+    return {**number(extra, f"{GROUP} query heads on each K/V head"), "value": short(statistics.fmean(extra))}
+
+
+def _surface(m: Measured, name: str, rising: bool = False) -> Number:
+    found = m.round.series[name]
+    slices = []
+    for second in sorted({second for _, second in found}):
+        sizes, rates = zip(*sorted((size, one.rate) for (size, at), one in found.items() if at == second), strict=True)
+        # A larger product is never really slower: dips are noise, and a plan would chase them.
+        kept = isotonic_regression(rates).x.tolist() if rising else rates
+        slices.append(
+            {"second": float(second), "points": [[float(s), short(r)] for s, r in zip(sizes, kept, strict=True)]}
+        )
+    one = next(iter(found.values()))
+    return {
+        "kind": "measured",
+        "source": f"{METHOD}, {m.request.dtype}, hidden {m.request.hidden}",
+        "date": datetime.date.today().isoformat(),
+        "runs": len(one.seconds),
+        "spread": round(statistics.median(series.spread for series in found.values()), 4),
+        "slices": slices,
+    }
+
+
+def _rate(series: dict[str, dict[tuple[float, float], Series]], name: str, what: str) -> Number:
+    one = next(iter(series[name].values()))
+    return {**number(one.seconds, what), "value": short(one.rate)}
+
+
+def number(values: Sequence[float], what: str) -> Number:
+    """The lower quartile of repeated measurements, and how far they scattered."""
+    series = Series(1.0, list(values))
+    return {
+        "value": short(series.quiet_s),
+        "kind": "measured",
+        "source": f"{METHOD}: {what}",
+        "date": datetime.date.today().isoformat(),
+        "runs": len(values),
+        "spread": round(series.spread, 4) if series.quiet_s else 0.0,
+    }
+
+
+def said(value: float, kind: str, source: str) -> Number:
+    """A number that was not measured."""
+    return {"value": float(value), "kind": kind, "source": source}
+
+
+def short(value: float) -> float:
+    """Five digits: more would be noise."""
+    return float(f"{value:.5g}")
