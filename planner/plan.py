@@ -272,6 +272,7 @@ def _numbers(ranges: str, limit: int, where: str) -> tuple[int, ...]:
         first, _, last = part.partition("-")
         low, high = int(first), int(last or first)
         if high >= limit or high < low:
-            raise InputError(f"'{part}' is not within the {limit} requests", where=f"{where}.requests")
+            what = f"'{part}' is not within the {limit} requests"
+            raise InputError(what, where=f"{where}.requests", cure=f"Numbers are 0 to {limit - 1}. Plan again")
         numbers += range(low, high + 1)
     return tuple(numbers)

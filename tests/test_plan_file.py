@@ -122,8 +122,8 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("missing part", drop("hardware"), "hardware", "missing"),
     ("text for a number", put("decisions.weight_slots", "2"), "decisions.weight_slots", "text, not a number"),
     ("text for a count", put(f"{GROUP}.blocks.0.1", "2"), f"{GROUP}.blocks.0.1", "text, not a number"),
-    ("a fraction", put("decisions.weight_slots", 1.5), "decisions.weight_slots", "integer"),
-    ("a bool", put("decisions.cache_slots", True), "decisions.cache_slots", "integer"),
+    ("a fraction", put("decisions.weight_slots", 1.5), "decisions.weight_slots", "whole number"),
+    ("a bool", put("decisions.cache_slots", True), "decisions.cache_slots", "whole number"),
     ("infinite", put("bound_total_s", float("inf")), "bound_total_s", "finite"),
     ("nan", put("gap", float("nan")), "gap", "finite"),
     ("hardware tampered", put("hardware.link.h2d_bytes_per_s.value", 5e10), "hardware", "not the one it was made for"),
@@ -168,6 +168,7 @@ def test_one_mistake_is_named(tmp_path: Path, mutate: Callable[[Data], None], ke
     assert str(path) in caught.value.where
     assert key in caught.value.where
     assert says in str(caught.value)
+    assert caught.value.cure, "how to mend it"
     assert len(str(caught.value).splitlines()) == 1
 
 
