@@ -114,6 +114,20 @@ def lengths_mixed(data: Data) -> None:
 
 
 GROUP = "decisions.mini_batches.0.groups.0"
+
+
+def beyond_the_budget(data: Data) -> None:
+    """More weight slots than fit, with the budget edited to match."""
+    data["decisions"]["weight_slots"] = 30
+    for line in data["memory"]["gpu"]["lines"]:
+        if line["name"] == "weight slots":
+            extra = line["bytes"] // 2 * 28
+            line["bytes"] += extra
+            data["memory"]["gpu"]["planned_bytes"] += extra
+
+
+BINDING = PLAN.prediction.binding
+OTHER = {"link": "compute", "compute": "link"}
 BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("version", put("schema_version", 2), "schema_version", "should be 1"),
     ("unknown key", put("decision", {}), "decision", "unknown key"),
@@ -154,6 +168,22 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("budget edited", put("memory.gpu.planned_bytes", 1), "memory.gpu", "does not follow"),
     ("budget gone", drop("memory.host"), "memory.host", "does not follow"),
     ("line edited", put("memory.host.lines.0.bytes", 1), "memory.host", "does not follow"),
+    ("policy unknown", put("policy", "hybird"), "policy", "Did you mean 'hybrid'? Plan again"),
+    ("policy edited", put("policy", "act-only"), "policy", "policy 'act-only' has no 'kv@"),
+    ("hardware renamed", put("made_for.hardware", "mine"), "made_for.hardware", "planned for mine"),
+    ("model renamed", put("made_for.model", "mine"), "made_for.model", "planned for mine"),
+    ("total edited", put("prediction.total_s", 1.0), "prediction.total_s", "1 is not prefill_s + decode_s"),
+    ("prefill edited", put("prediction.prefill_s", 1.0), "prediction.total_s", "is not prefill_s + decode_s"),
+    ("rate edited", put("prediction.throughput_tokens_per_s", 9.0), "throughput_tokens_per_s", "tokens over total_s"),
+    ("step edited", put("prediction.decode_step_s", 1.0), "prediction.decode_step_s", "over 19 steps"),
+    ("share edited", put("prediction.act_share", 0.123), "prediction.act_share", "is not the share of the decisions"),
+    ("binding edited", put("prediction.binding", OTHER[BINDING]), "prediction.binding", BINDING),
+    ("no streams", put("prediction.streams", {}), "prediction.streams", "h2d, compute, d2h, not none"),
+    ("a stream gone", drop("prediction.streams.d2h"), "prediction.streams", "not compute, h2d"),
+    ("a stream endless", put("prediction.streams.d2h.bytes_per_s", float("inf")), "d2h.bytes_per_s", "finite"),
+    ("bound edited", put("bound_total_s", 1e-9), "gap", "is not 1 - bound_total_s / total_s"),
+    ("gap edited", put("gap", 0.5), "gap", "0.5 is not 1 - bound_total_s / total_s"),
+    ("beyond the budget", beyond_the_budget, "memory.gpu.planned_bytes", "the decisions take"),
 ]
 
 
