@@ -93,16 +93,20 @@ def content_hash(data: Any) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write `text` to a temporary file beside `path`, then rename: no reader ever sees half a file."""
+    """Write `text` to a temporary file beside `path`, then rename: no reader ever sees half a file.
+
+    A link stays a link: what it points to is written.
+    """
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # a device or a pipe cannot be replaced
-            path.write_text(text, encoding="utf-8")
+        target = real_path(path)
+        if target.exists() and not target.is_file() and not target.is_dir():  # a device or a pipe cannot be replaced
+            target.write_text(text, encoding="utf-8")
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
+            temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -111,12 +115,22 @@ def write_whole(path: Path, text: str) -> None:
         raise InputError(f"cannot write: {reason}", where=str(path), cure="Choose a writable path") from None
 
 
+def real_path(path: Path) -> Path:
+    """`path` absolute, without links; InputError where links run in a circle or the path cannot be one."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        cure = "Choose another path"
+        raise InputError("no usable path: its links run in a circle", where=str(path), cure=cure) from None
+
+
 def check_writable(path: Path) -> None:
     """InputError where `write_whole` would fail: to be asked before the work is done, not after."""
     try:
+        target = real_path(path)
         if path.is_dir():
             raise InputError("cannot write: this is a folder", where=str(path), cure="Give a file name in it")
-        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        folder = next(folder for folder in target.parents if folder.exists())
         if not folder.is_dir():
             raise InputError(f"cannot write: {folder} is a file, not a folder", where=str(path), cure="Choose another")
         if not os.access(folder, os.W_OK):

@@ -12,7 +12,7 @@ from planner.cures import Location, annotation_at, bare, cure_for, short, unit_o
 from planner.errors import Mistake, Mistaken
 
 Problem = Mapping[str, Any]
-ALIKE = 0.6
+ALIKE = 0.7
 """Likeness from which an unknown key stands for a missing one."""
 _NOTHING: Any = object()
 
@@ -23,6 +23,8 @@ def find_mistakes(schema: type[BaseModel], data: dict[str, Any]) -> list[Mistake
     A misspelt key is one mistake: what is below it is checked as if it were spelt right.
     """
     problems = _problems(schema, data)
+    if wrong_file := _another_kind(schema, problems):
+        return [wrong_file]
     misspelt = _misspelt(problems)
     plain = {at: name for at, name in misspelt.items() if unit_of(str(at[-1])) == unit_of(name)}
     if plain:
@@ -45,6 +47,18 @@ def _problems(schema: type[BaseModel], data: dict[str, Any]) -> Sequence[Problem
     except ValidationError as error:
         return error.errors(include_url=False)
     return []
+
+
+def _another_kind(schema: type[BaseModel], problems: Sequence[Problem]) -> Mistake | None:
+    """One mistake for a file of another kind, which would be wrong in every key."""
+    top = [one for one in problems if len(one["loc"]) == 1]
+    missing = [str(one["loc"][0]) for one in top if one["type"] == "missing"]
+    unknown = [str(one["loc"][0]) for one in top if one["type"] == "extra_forbidden"]
+    required = sum(field.is_required() for field in schema.model_fields.values())
+    if len(missing) * 2 <= required or not unknown:
+        return None
+    what = f"a file of another kind: without {', '.join(missing[:4])}, but with {', '.join(unknown[:4])}"
+    return Mistake("", what, "Is this the right file?")
 
 
 def _is_rule(problem: Problem, schema: type[BaseModel]) -> bool:

@@ -218,6 +218,11 @@ FILES = [
     ("two documents", "a: 1\n---\nb: 2\n", "not valid YAML"),
     ("python object", "id: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
     ("too deep", "a: " + "[" * 5000 + "]" * 5000, "YAML"),
+    ("empty int", 'id: !!int ""\n', "not valid YAML"),
+    ("no bool", 'id: !!bool "x"\n', "not valid YAML: 'x'"),
+    ("no time", 'id: !!timestamp "x"\n', "not valid YAML"),
+    ("key of a list", "? [a, b]\n: 1\n", "not valid YAML"),
+    ("endless", "id: &a [*a]\n", "id: "),
     ("no such day unquoted", "id: 2026-02-31\n", "YAML"),
 ]
 
