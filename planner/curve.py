@@ -97,7 +97,7 @@ class Points(Strict):
         wrong = [found for i, point in enumerate(value) for found in _wrong_in(point, str(i))]
         if wrong:
             raise Mistaken(*wrong)
-        return [tuple(float(x) if isinstance(x, int) and not isinstance(x, bool) else x for x in p) for p in value]
+        return [tuple(map(_as_float, point)) for point in value]
 
     @field_validator("points")
     @classmethod
@@ -122,6 +122,11 @@ class Points(Strict):
     def covers(self, size: float) -> bool:
         """False where `at` holds an end value, so that a prediction can say it extrapolates."""
         return self.points[0][0] <= size <= self.points[-1][0]
+
+
+def _as_float(x: object) -> object:
+    """A whole number as a float; what no float can hold is left, and refused as any number out of range."""
+    return float(x) if isinstance(x, int) and not isinstance(x, bool) and abs(x) < 1e300 else x
 
 
 def _wrong_in(point: object, key: str) -> list[Mistake]:

@@ -40,6 +40,12 @@ class _StrictLoader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        if any("\ud800" <= c <= "\udfff" for c in value):  # an escape in quotes can say what no file can hold
+            raise yaml.constructor.ConstructorError(None, None, "half of a surrogate pair", node.start_mark)
+        return value
+
 
 def read_text(path: Path, what: str) -> str:
     """The text of `path`; InputError when it is missing, a folder, a pipe or not text."""

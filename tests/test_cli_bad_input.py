@@ -102,9 +102,13 @@ def _workloads(d: Path) -> None:
         "empty": "\n\n", "json": good + "{oops\n", "key": good + '{"id": "b", "prompt_length": 4, "gen_len": 2}\n',
         "zero": good + '{"id": "b", "prompt_len": 0, "gen_len": 2}\n', "same": good + good, "array": "[1, 2]\n",
         "text": '{"id": "a", "prompt": "Hello"}\n', "long": '{"id": "a", "prompt_len": 600, "gen_len": 2}\n',
-        "deep": "[" * 100_000,
+        "deep": "[" * 100_000, "nan": '\ufeff' + good + '\r\n{"prompt_len": NaN, "gen_len": 2}\r\n',
+        "huge": '{"prompt_len": ' + "9" * 5000 + ', "gen_len": 2}\n',
     }.items():  # fmt: skip
         (d / f"work-{name}.jsonl").write_text(text)
+    (d / "nested.yaml").write_text("{a: " * 900 + "1" + "}" * 900)
+    (d / "surrogate.yaml").write_text('id: "\\ud800"\n')
+    (d / "tag.yaml").write_text('id: !!int ""\n')
 
 
 def _prompts(d: Path) -> None:
@@ -243,6 +247,13 @@ FILES: list[Case] = [
     (f"plan {FILE} {{d}}/work-deep.jsonl", 2, "line 1: not valid JSON"),
     (f"plan {FILE} {{d}}/work-key.jsonl", 2, "line 2: prompt_length: unknown key. Did you mean 'prompt_len'?"),
     (f"plan {FILE} {{d}}/work-zero.jsonl", 2, "line 2: prompt_len: 0 is out of range"),
+    (f"plan {FILE} {{d}}/work-nan.jsonl", 2, "line 3: prompt_len: NaN is not a whole number"),
+    (f"plan {FILE} {{d}}/work-huge.jsonl", 2, "line 1: not valid JSON"),
+    *[
+        (f"{command} {{d}}/{name}.yaml", 2, f"{name}.yaml")
+        for command in ("show", "simulate", f"plan {ON}")
+        for name in ("nested", "surrogate", "tag")
+    ],
     (f"plan {FILE} {{d}}/work-same.jsonl", 2, "line 2: id: id 'a' is already used on line 1"),
     (f"plan {FILE} {{d}}/work-array.jsonl", 2, "line 1: [1, 2] is not an object"),
     (f"plan {FILE} {{d}}/work-text.jsonl", 2, "line 1: text needs the tokenizer of a checkpoint"),

@@ -129,6 +129,12 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
         "float16.slices.0.points.0",
         "[size, rate] pairs",
     ),
+    (
+        "huge in a curve",
+        put(".".join([*GEMM, "slices", "0", "points"]), [[64, 10**400]]),
+        "float16.slices.0.points.0.1",
+        "Write ",
+    ),
     ("no slices", put(".".join([*GEMM, "slices"]), []), "float16.slices", "at least 1"),
     (
         "slices out of order",
@@ -222,6 +228,7 @@ FILES = [
     ("no bool", 'id: !!bool "x"\n', "not valid YAML: 'x'"),
     ("no time", 'id: !!timestamp "x"\n', "not valid YAML"),
     ("key of a list", "? [a, b]\n: 1\n", "not valid YAML"),
+    ("half a character", 'id: "\\ud800"\n', "not valid YAML: half of a surrogate pair"),
     ("endless", "id: &a [*a]\n", "id: "),
     ("no such day unquoted", "id: 2026-02-31\n", "YAML"),
 ]
