@@ -49,7 +49,7 @@ def plan_command(
     selection.one_of("--policy", policy, POLICIES, "policy")
     chosen = POLICIES[policy]
     selection.check_share(act_share, [chosen], "--policy")
-    selection.check_files({"--output": output}, [workload, Path(hardware), Path(model), Path(model) / "config.json"])
+    selection.check_files({"--output": output}, [workload, Path(hardware), *selection.model_files(model)])
     spec, profile = load_model(model, dtype), selection.capped(load_hardware(hardware), gpu_memory_gb)
     job = _job(requests, prompt_len, gen_len, workload, model)
     fixed = selection.options(act_share, mini_batches, job)
@@ -98,7 +98,7 @@ def run_command(
         raise InputError("--checkpoint and --random-weights exclude each other", where="run", cure="Give one")
     if output and not prompts:
         raise InputError("--output needs --input", where="run", cure="Give the prompts to complete")
-    selection.check_files({"--output": output, "--trace": trace}, [plan, prompts])
+    selection.check_files({"--output": output, "--trace": trace}, [plan, prompts], checkpoint)
     found = read_plan(plan)
     selection.check_made_for(found, hardware, plan)
     _need_runtime()
@@ -285,6 +285,7 @@ def _is_config(name: str) -> bool:
 
 def main() -> None:
     """The `hybridserve` command. Exit codes: 0 done, 1 infeasible or failed, 2 bad usage or bad input."""
+    terminal.prepare()
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="hybridserve", standalone_mode=False)
         if isinstance(code, int) and code:  # an interrupt comes back as a code, not as an exception
@@ -298,6 +299,10 @@ def main() -> None:
         sys.exit(2)
     except MemoryError:
         terminal.fail("this machine has not enough memory. Choose a smaller job")
+        sys.exit(1)
+    except OSError as error:  # what help and usage print; results are guarded where they are shown
+        terminal.fail(f"the system refused: {error.strerror or error}")
+        terminal.discard_stdout()
         sys.exit(1)
     except (typer.Abort, KeyboardInterrupt):
         terminal.fail("stopped")

@@ -10,11 +10,17 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from planner.errors import Mistake, Mistaken
+
 T = TypeVar("T")
 Kind = Literal["datasheet", "measured", "published", "derived", "assumed"]
 """`measured` here by `hybridserve profile`; `published` = measured by others, in the source cited."""
 
 Positive = Annotated[float, Field(gt=0, lt=1e18, allow_inf_nan=False)]
+
+
+DATE_CURE = "Write a date as text in quotes, like '2026-11-23'"
+PAIRS_CURE = "Write points as a list of [size, rate] pairs, like [[64, 4.9e+13], [512, 1.6e+14]]"
 
 
 class Strict(BaseModel):
@@ -35,9 +41,11 @@ class Provenance(Strict):
 
     @model_validator(mode="after")
     def _measured_is_documented(self) -> Provenance:
-        lacking = [k for k in ("date", "runs", "spread") if getattr(self, k) is None]
+        # A mistaken one is given all the same: it is named elsewhere, and not lacking.
+        lacking = [k for k in ("date", "runs", "spread") if getattr(self, k, "mistaken") is None]
         if self.kind == "measured" and lacking:
-            raise ValueError(f"a measured number needs {', '.join(lacking)} (use kind: published for somebody else's)")
+            cure = f"Add {', '.join(lacking)}, or use kind: published for what others measured"
+            raise Mistaken(Mistake("", f"a measured number needs {', '.join(lacking)}", cure))
         return self
 
     @field_validator("date")
@@ -47,7 +55,7 @@ class Provenance(Strict):
             try:
                 Date.fromisoformat(value)
             except ValueError:
-                raise ValueError("date is text like '2026-11-23', in quotes") from None
+                raise Mistaken(Mistake("", f"{value!r} is no day", DATE_CURE)) from None
         return value
 
 
@@ -101,18 +109,20 @@ class Points(Strict):
     @field_validator("points", mode="before")
     @classmethod
     def _pairs(cls, value: object) -> object:
-        if not isinstance(value, list) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in value):
-            raise ValueError("points is a list of [size, rate] pairs")
-        text = next((x for p in value for x in p if isinstance(x, str)), None)
-        if text is not None:
-            raise ValueError(f"'{text}' is text, not a number: YAML needs a dot and a signed exponent, 1.0e+9")
-        return [tuple(float(x) if isinstance(x, int) and not isinstance(x, bool) else x for x in p) for p in value]
+        if not isinstance(value, list):
+            raise Mistaken(Mistake("", f"{str(value)[:60]} is no list of [size, rate] pairs", PAIRS_CURE))
+        wrong = [found for i, point in enumerate(value) for found in _wrong_in(point, str(i))]
+        if wrong:
+            raise Mistaken(*wrong)
+        return [tuple(map(_as_float, point)) for point in value]
 
     @field_validator("points")
     @classmethod
     def _ascending(cls, value: list[tuple[float, float]]) -> list[tuple[float, float]]:
-        if any(a[0] >= b[0] for a, b in pairwise(value)):
-            raise ValueError("sizes must ascend, each once")
+        late = next((b[0] for a, b in pairwise(value) if a[0] >= b[0]), None)
+        if late is not None:
+            what = f"sizes must ascend, each once: {late:g} comes too late"
+            raise Mistaken(Mistake("", what, "Sort the points by size, and keep one for each"))
         return value
 
     def at(self, size: float) -> float:
@@ -133,6 +143,21 @@ class Points(Strict):
     def covers(self, size: float) -> bool:
         """False where `at` holds an end value, so that a prediction can say it extrapolates."""
         return self.points[0][0] <= size <= self.points[-1][0]
+
+
+def _as_float(x: object) -> object:
+    """A whole number as a float; what no float can hold is left, and refused as any number out of range."""
+    return float(x) if isinstance(x, int) and not isinstance(x, bool) and abs(x) < 1e300 else x
+
+
+def _wrong_in(point: object, key: str) -> list[Mistake]:
+    """What keeps one point from being a pair of numbers. Their size is checked after."""
+    if not isinstance(point, list | tuple) or len(point) != 2:
+        return [Mistake(key, f"{str(point)[:60]} is not one of the [size, rate] pairs", PAIRS_CURE)]
+    return [
+        Mistake(f"{key}.{i}", f"{x!r} is text, not a number", "YAML needs a dot and a signed exponent, like 1.0e+9")
+        for i, x in enumerate(point) if isinstance(x, str)
+    ]  # fmt: skip
 
 
 class Curve(Points, Provenance):
@@ -158,7 +183,8 @@ class Surface(Provenance):
     @classmethod
     def _in_order(cls, value: list[Slice]) -> list[Slice]:
         if any(a.second >= b.second for a, b in pairwise(value)):
-            raise ValueError("the slices must ascend in 'second', each value once")
+            cure = "Sort the slices by 'second', and keep one for each"
+            raise Mistaken(Mistake("", "the slices must ascend in 'second', each value once", cure))
         return value
 
     def at(self, size: float, second: float) -> float:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.placement import MiniBatch
+from planner.forms import FORMS
+from planner.placement import FORM_INDEX, MiniBatch
+
+_ACT = [FORM_INDEX[form.name] for form in FORMS if form.rebuilt]
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,13 @@ class Decisions:
     @property
     def decode_steps(self) -> int:
         return max(mini_batch.decode_steps for mini_batch in self.mini_batches)
+
+    @property
+    def act_share(self) -> float:
+        """Share of cached blocks kept as activations, mean over mini-batches and decode steps."""
+        act = sum(int(mini_batch.shapes.blocks[:, _ACT].sum()) for mini_batch in self.mini_batches)
+        total = sum(int(mini_batch.shapes.blocks.sum()) for mini_batch in self.mini_batches)
+        return act / total if total else 0.0
 
 
 def spread_layers(resident: int, layers: int) -> tuple[int, ...]:

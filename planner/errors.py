@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+
+MOST_LINES = 50
+"""Mistakes of one file that a message lists; nobody mends more in one go."""
 
 
 class HybridserveError(Exception):
@@ -21,6 +25,41 @@ class InputError(HybridserveError):
         self.what, self.where, self.cure = what, where, cure
         text = f"{where}: {what}" if where else what
         super().__init__(f"{text}. {cure}" if cure else text)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One thing wrong in a file: the dotted key, what is wrong with it, and how to mend it."""
+
+    key: str
+    what: str
+    cure: str
+
+    def below(self, block: str) -> Mistake:
+        """The same, its key counted from where `block` is."""
+        return Mistake(".".join(filter(None, (block, self.key))), self.what, self.cure)
+
+    def __str__(self) -> str:
+        return ". ".join(filter(None, (f"{self.key}: {self.what}" if self.key else self.what, self.cure)))
+
+
+class Mistaken(ValueError):
+    """What a schema's validator raises: mistakes, with keys counted from the value or block that it was given."""
+
+    def __init__(self, *mistakes: Mistake) -> None:
+        self.mistakes = mistakes
+        super().__init__("; ".join(map(str, mistakes)))
+
+
+def mistaken_file(where: str, mistakes: Sequence[Mistake]) -> InputError:
+    """One error for all mistakes of a file: a single one on one line, more with a line each."""
+    if len(mistakes) == 1:
+        (only,) = mistakes
+        return InputError(only.what, where=f"{where}: {only.key}" if only.key else where, cure=only.cure)
+    lines = [f"  {mistake}" for mistake in mistakes[:MOST_LINES]]
+    if len(mistakes) > MOST_LINES:
+        lines.append(f"  ... and {len(mistakes) - MOST_LINES} more")
+    return InputError("\n".join([f"{len(mistakes)} mistakes", *lines]), where=where)
 
 
 class InfeasibleError(HybridserveError):

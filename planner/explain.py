@@ -12,15 +12,7 @@ from planner.timeline import Timeline
 
 BALANCED, ALL = 0.97, 0.99
 """Busy fractions from which both sides count as full, and the share that counts as everything."""
-_ACT = [i for form, i in ((f, FORM_INDEX[f.name]) for f in FORMS) if form.rebuilt]
 _HOST = [i for form, i in ((f, FORM_INDEX[f.name]) for f in FORMS) if not form.on_gpu]
-
-
-def act_share(decisions: Decisions) -> float:
-    """Share of cached blocks kept as activations, mean over mini-batches and decode steps."""
-    act = sum(int(b.shapes.blocks[:, _ACT].sum()) for b in decisions.mini_batches)
-    total = sum(int(b.shapes.blocks.sum()) for b in decisions.mini_batches)
-    return act / total if total else 0.0
 
 
 def reasons(costs: CostModel, policy: Policy, decisions: Decisions, timeline: Timeline, options: Options) -> list[str]:
@@ -86,7 +78,7 @@ def _share_cause(decisions: Decisions, timeline: Timeline, share: float, forced:
 
 def _share(costs: CostModel, policy: Policy, decisions: Decisions, timeline: Timeline, forced: bool) -> list[str]:
     model = costs.model
-    share = act_share(decisions)
+    share = decisions.act_share
     if not any(form.rebuilt for form in policy.forms):
         return []
     act, kv = model.act_bytes_per_token_layer, model.kv_bytes_per_token_layer

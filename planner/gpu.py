@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from planner.curve import Count, Quantity, Rate, Seconds, Strict, Surface
-from planner.errors import InputError
+from planner.errors import InputError, Mistake, Mistaken
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 MAX_EFFICIENCY = 1.05
@@ -31,11 +31,19 @@ class GpuMemory(Strict):
     """Taken by the driver context and library workspaces before the first tensor."""
 
     @model_validator(mode="after")
-    def _nested(self) -> GpuMemory:
-        if self.usable_bytes.value > self.nominal_bytes.value:
-            raise ValueError("usable_bytes is larger than nominal_bytes (GB against GiB?)")
-        if self.context_reserve_bytes.value >= self.usable_bytes.value:
-            raise ValueError("context_reserve_bytes leaves nothing of usable_bytes")
+    def _within_nominal(self) -> GpuMemory:
+        usable, nominal = self.usable_bytes.value, self.nominal_bytes.value
+        if usable > nominal:
+            what = f"{usable:.6g} is larger than nominal_bytes, {nominal:.6g} (GB against GiB?)"
+            raise Mistaken(Mistake("usable_bytes", what, "Give at most nominal_bytes"))
+        return self
+
+    @model_validator(mode="after")
+    def _reserve_within_usable(self) -> GpuMemory:
+        reserve, usable = self.context_reserve_bytes.value, self.usable_bytes.value
+        if reserve >= usable:
+            what = f"{reserve:.6g} leaves nothing of usable_bytes, {usable:.6g}"
+            raise Mistaken(Mistake("context_reserve_bytes", what, "Give less than usable_bytes"))
         return self
 
 
@@ -76,6 +84,15 @@ class Achieved(Strict):
     engine_slowdown: EngineSlowdown
 
 
+def _beyond(key: str, achieved: float, peak: Quantity | None) -> Mistake | None:
+    """The mistake of an achieved rate that no such machine can have."""
+    if peak is None or achieved <= MAX_EFFICIENCY * peak.value:
+        return None
+    what = f"reaches {achieved:.4g}, {achieved / peak.value:.0%} of the datasheet's {peak.value:.4g}"
+    cure = "Look for a cache effect, a wrong unit or another accumulate type, and correct one of the two"
+    return Mistake(f"achieved.{key}", what, cure)
+
+
 class Gpu(Strict):
     name: str = Field(min_length=1)
     device: Literal["cuda", "cpu"]
@@ -85,21 +102,30 @@ class Gpu(Strict):
     achieved: Achieved
 
     @model_validator(mode="after")
-    def _physical(self) -> Gpu:
-        for dtype, table in self.achieved.gemm_flops_by_rows.items():
-            peak = self.datasheet.flops.get(dtype)
-            self._check(f"gemm_flops_by_rows.{dtype}", table.best, peak)
-        for key in ("memory_bytes_per_s", "elementwise_bytes_per_s", "gather_bytes_per_s"):
-            self._check(key, getattr(self.achieved, key).value, self.datasheet.memory_bytes_per_s)
+    def _possible_products(self) -> Gpu:
+        tables, peaks = self.achieved.gemm_flops_by_rows, self.datasheet.flops
+        found = [_beyond(f"gemm_flops_by_rows.{key}", table.best, peaks.get(key)) for key, table in tables.items()]
+        if any(found):
+            raise Mistaken(*filter(None, found))
         return self
 
-    @staticmethod
-    def _check(key: str, achieved: float, peak: Quantity | None) -> None:
-        if peak is not None and achieved > MAX_EFFICIENCY * peak.value:
-            raise ValueError(
-                f"achieved.{key} reaches {achieved:.4g}, {achieved / peak.value:.0%} of the datasheet's "
-                f"{peak.value:.4g}: a cache effect, a wrong unit or another accumulate type"
-            )
+    @model_validator(mode="after")
+    def _possible_copies(self) -> Gpu:
+        return self._within_memory_rate("memory_bytes_per_s")
+
+    @model_validator(mode="after")
+    def _possible_elementwise(self) -> Gpu:
+        return self._within_memory_rate("elementwise_bytes_per_s")
+
+    @model_validator(mode="after")
+    def _possible_gather(self) -> Gpu:
+        return self._within_memory_rate("gather_bytes_per_s")
+
+    def _within_memory_rate(self, key: str) -> Gpu:
+        found = _beyond(key, getattr(self.achieved, key).value, self.datasheet.memory_bytes_per_s)
+        if found:
+            raise Mistaken(found)
+        return self
 
     @property
     def budget_bytes(self) -> int:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 import hwprofiles
 from planner.curve import Count, Quantity, Strict
-from planner.errors import InputError, nearest
+from planner.errors import InputError, Mistake, Mistaken, nearest
 from planner.files import content_hash, read_yaml, validate
 from planner.gpu import Gpu
 from planner.link import Link
@@ -26,8 +26,10 @@ class Host(Strict):
 
     @model_validator(mode="after")
     def _nested(self) -> Host:
-        if self.reserve_bytes.value >= self.total_bytes.value:
-            raise ValueError("reserve_bytes leaves nothing of total_bytes")
+        reserve, total = self.reserve_bytes.value, self.total_bytes.value
+        if reserve >= total:
+            what = f"{reserve:.6g} leaves nothing of total_bytes, {total:.6g}"
+            raise Mistaken(Mistake("reserve_bytes", what, "Give less than total_bytes"))
         return self
 
     @property

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from planner.curve import Count, Rate, Seconds, Strict
+from planner.errors import Mistake, Mistaken
 from planner.gpu import MAX_EFFICIENCY
 
 MAX_COMPUTE_LOST = 0.45
@@ -37,17 +38,21 @@ class Link(Strict):
     """Seconds that compute loses for every byte that crosses the link meanwhile, for want of memory bandwidth."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> Link:
-        for alone in ("h2d", "d2h"):
-            other = "d2h" if alone == "h2d" else "h2d"
-            shared = f"{alone}_during_{other}_bytes_per_s"
-            beside, by_itself = getattr(self, shared).value, getattr(self, f"{alone}_bytes_per_s").value
-            if beside > MAX_EFFICIENCY * by_itself:
-                raise ValueError(
-                    f"{shared} ({beside:.4g}) is faster than {alone}_bytes_per_s alone ({by_itself:.4g}); "
-                    "a profile that extends another inherits what it does not give"
-                )
+    def _h2d_not_faster_shared(self) -> Link:
+        self._check("h2d_during_d2h_bytes_per_s", self.h2d_during_d2h_bytes_per_s, "h2d", self.h2d_bytes_per_s)
         return self
+
+    @model_validator(mode="after")
+    def _d2h_not_faster_shared(self) -> Link:
+        self._check("d2h_during_h2d_bytes_per_s", self.d2h_during_h2d_bytes_per_s, "d2h", self.d2h_bytes_per_s)
+        return self
+
+    @staticmethod
+    def _check(key: str, shared: Rate, way: str, alone: Rate) -> None:
+        if shared.value > MAX_EFFICIENCY * alone.value:
+            what = f"{shared.value:.4g} is faster than {way}_bytes_per_s alone, {alone.value:.4g}"
+            cure = f"Give at most {way}_bytes_per_s; a profile that extends another inherits what it does not give"
+            raise Mistaken(Mistake(key, what, cure))
 
     def h2d_time(self, nbytes: float) -> float:
         """Seconds for one transfer of `nbytes` to the GPU."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from planner.errors import InputError, nearest
+from planner.errors import InputError, Mistake, Mistaken, nearest
 from planner.files import content_hash, read_text, validate
 
 Dtype = Literal["float16", "bfloat16", "float32"]
@@ -59,7 +59,8 @@ class ModelSpec(BaseModel):
     @model_validator(mode="after")
     def _whole_groups(self) -> ModelSpec:
         if self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} kv_heads evenly")
+            what = f"{self.heads} heads cannot share {self.kv_heads} kv_heads evenly"
+            raise Mistaken(Mistake("kv_heads", what, "Give a divisor of heads"))
         return self
 
     @property

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from planner.consistency import check_plan
 from planner.curve import Strict
 from planner.decisions import Decisions, chunk_prompts
 from planner.errors import InputError
@@ -65,7 +66,7 @@ class StreamRecord(Strict):
     """Predicted use of one stream while decoding."""
 
     busy_fraction: Annotated[float, Field(ge=0, le=1.01)]
-    bytes_per_s: Annotated[float, Field(ge=0)]
+    bytes_per_s: Seconds
 
 
 class Prediction(Strict):
@@ -142,33 +143,10 @@ def read_plan(path: Path) -> Plan:
     data = read_yaml(path, "plan")
     plan = validate(Plan, data, str(path))
     try:
-        _check_made_for(plan)
-        expected = memory_records(plan.model, plan.hardware, plan.decisions)
+        check_plan(plan, {str(k): v for k, v in memory_records(plan.model, plan.hardware, plan.decisions).items()})
     except InputError as error:
         raise InputError(error.what, where=f"{path}: {error.where}", cure=error.cure) from None
-    for name, record in expected.items():
-        if plan.memory.get(name) != record:
-            raise InputError(
-                f"the {name} memory budget does not follow from the decisions", where=f"{path}: memory.{name}",
-                cure="Plan again instead of editing a plan",
-            )  # fmt: skip
     return plan
-
-
-def _check_made_for(plan: Plan) -> None:
-    made = plan.made_for
-    for part, wanted, found in (
-        ("hardware", made.hardware_hash, plan.hardware.content_hash),
-        ("model", made.model_hash, plan.model.content_hash),
-        ("workload", made.workload_hash, plan.workload.content_hash),
-        ("made_for.requests", made.requests, len(plan.workload)),
-    ):
-        if wanted != found:
-            raise InputError(
-                f"the {part} in this plan is not the one it was made for ({found}, planned for {wanted})",
-                where=part,
-                cure="Plan again instead of editing a plan",
-            )
 
 
 def memory_records(model: ModelSpec, hardware: HardwareProfile, decisions: Decisions) -> dict[Device, MemoryRecord]:
@@ -272,6 +250,7 @@ def _numbers(ranges: str, limit: int, where: str) -> tuple[int, ...]:
         first, _, last = part.partition("-")
         low, high = int(first), int(last or first)
         if high >= limit or high < low:
-            raise InputError(f"'{part}' is not within the {limit} requests", where=f"{where}.requests")
+            what = f"'{part}' is not within the {limit} requests"
+            raise InputError(what, where=f"{where}.requests", cure=f"Numbers are 0 to {limit - 1}. Plan again")
         numbers += range(low, high + 1)
     return tuple(numbers)

@@ -8,7 +8,7 @@ from typing import Any, cast
 from planner.costs import CostModel
 from planner.decisions import Decisions
 from planner.errors import HybridserveError
-from planner.explain import act_share, reasons
+from planner.explain import reasons
 from planner.feasibility import explain_infeasible
 from planner.files import validate
 from planner.hardware import HardwareProfile
@@ -107,7 +107,7 @@ def predict(decisions: Decisions, timeline: Timeline) -> Prediction:
         decode_s=timeline.decode_s,
         decode_step_s=timeline.decode_step_s,
         binding=cast(Any, timeline.binding),
-        act_share=act_share(decisions),
+        act_share=decisions.act_share,
         streams={
             name: StreamRecord(busy_fraction=min(one.busy_fraction, 1.0), bytes_per_s=one.bytes_per_s)
             for name, one in use.items()

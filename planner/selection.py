@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from planner.errors import HybridserveError, InfeasibleError, InputError, nearest
-from planner.files import check_writable
+from planner.files import check_writable, real_path
 from planner.hardware import HardwareProfile, load_hardware
-from planner.model import ModelSpec
+from planner.model import CONFIG_FILE, ModelSpec
 from planner.plan import Plan
 from planner.planning import make_plan
 from planner.policies import POLICIES, Policy
@@ -120,17 +120,33 @@ def profile_id(output: Path) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in output.stem) or "measured"
 
 
-def check_files(outputs: dict[str, Path | None], inputs: Iterable[Path | None] = ()) -> None:
-    """Every output can be written, and over nothing that is read or written too: asked before the work is done."""
-    taken = {path.resolve(): "what is read" for path in inputs if path is not None}
+def check_files(
+    outputs: dict[str, Path | None], inputs: Iterable[Path | None] = (), checkpoint: Path | None = None
+) -> None:
+    """Every output can be written, over nothing that is read or written too, and into no checkpoint: asked before the
+    work is done."""
+    taken = {real_path(path): "what is read" for path in inputs if path is not None}
     for flag, path in outputs.items():
         if path is None:
             continue
-        if path.resolve() in taken:
-            what = f"{path} would overwrite {taken[path.resolve()]}"
-            raise InputError(what, where=flag, cure="Choose another file")
+        target = real_path(path)
+        if target in taken:
+            raise InputError(f"{path} would overwrite {taken[target]}", where=flag, cure="Choose another file")
+        if checkpoint is not None and target.is_relative_to(real_path(checkpoint)):
+            what = f"{path} is inside the checkpoint folder {checkpoint}"
+            raise InputError(what, where=flag, cure="Choose a file elsewhere: a checkpoint is only read")
         check_writable(path)
-        taken[path.resolve()] = f"what {flag} writes"
+        taken[target] = f"what {flag} writes"
+
+
+def model_files(model: str) -> list[Path]:
+    """What a model is read from: a file, or everything in its folder that is no plan or profile."""
+    path = Path(model)
+    try:
+        inside = [one for one in path.iterdir() if one.suffix not in (".yaml", ".yml")] if path.is_dir() else []
+    except OSError:  # not ours to look into: reported where it is read
+        inside = []
+    return [path, path / CONFIG_FILE, *inside]
 
 
 def one_of(flag: str, value: str, known: Iterable[str], what: str = "value") -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from planner.errors import RunError
 
 # No markup: a file name, an id or a source may hold brackets.
 out = Console(markup=False, emoji=False, highlight=False)
@@ -22,13 +27,38 @@ Advance = Callable[..., None]
 """advance(done, total, text="")"""
 
 
+def prepare() -> None:
+    """Names may hold characters that the terminal's encoding lacks: they are spelt out instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def show(as_json: bool, data: dict[str, Any], *shown: RenderableType) -> None:
-    """The result of a command: one JSON object and nothing else on stdout, or what people read."""
-    if as_json:
-        print(json.dumps(data, allow_nan=False))
-        return
-    for part in shown:
-        out.print(part)
+    """The result of a command: one JSON object and nothing else on stdout, or what people read.
+
+    RunError when stdout takes nothing: it is closed, or on a full disk.
+    """
+    try:
+        if sys.stdout is None:
+            raise OSError("it is closed")
+        if as_json:
+            print(json.dumps(data, allow_nan=False))
+        else:
+            for part in shown:
+                out.print(part)
+        sys.stdout.flush()
+    except OSError as error:
+        discard_stdout()
+        what = f"cannot write the result to stdout: {error.strerror or error}"
+        raise RunError(f"{what}. Send it somewhere else") from None
+
+
+def discard_stdout() -> None:
+    """What could not be written is dropped, or Python would try again when it exits."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def written(*paths: Path | None) -> None:
@@ -39,7 +69,8 @@ def written(*paths: Path | None) -> None:
 
 def fail(message: str) -> None:
     """One message that says what is wrong, where, and how to mend it."""
-    err.print(f"error: {message}", style="red", soft_wrap=True)
+    with suppress(OSError):  # nobody to tell; the exit code says it, too
+        err.print(f"error: {message}", style="red", soft_wrap=True)
 
 
 def usage_message(error: Any) -> str:

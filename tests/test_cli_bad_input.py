@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -36,6 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _checkpoints(d)
     (d / "folder").mkdir()
     (d / "binary").write_bytes(bytes(range(256)))
+    os.mkfifo(d / "pipe")
+    (d / "circle").symlink_to(d / "circle")
     return d
 
 
@@ -43,7 +47,12 @@ def _plans(d: Path) -> None:
     text = (d / "plan.yaml").read_text()
     data = yaml.safe_load(text)
     write_small_profile(d / "cuda.yaml", "cuda")
-    made = {"llama": ("llama-tiny", "small.yaml"), "cuda": ("opt-tiny", "cuda.yaml")}
+    tiny_opt(activation_function="gelu").config.save_pretrained(d / "gelu")
+    made = {
+        "llama": ("llama-tiny", "small.yaml"),
+        "cuda": ("opt-tiny", "cuda.yaml"),
+        "gelu": (d / "gelu", "small.yaml"),
+    }
     for name, (model, machine) in made.items():
         chosen = ["--model", model, "--dtype", "float32", "--hardware", d / machine, *LENGTHS.split()]
         done = cli("plan", *chosen, "-o", d / f"plan-{name}.yaml")
@@ -59,6 +68,9 @@ def _plans(d: Path) -> None:
         "model": {"model": data["model"] | {"hidden": 128}},
         "infinite": {"bound_total_s": float("inf")},
         "text": {"solve_s": "fast"},
+        "streams": {"prediction": data["prediction"] | {"streams": {}}},
+        "policy": {"policy": "kvonly"},
+        "gap": {"gap": 0.5},
     }
     for name, change in edits.items():
         (d / f"plan-{name}.yaml").write_text(yaml.safe_dump(data | change))
@@ -90,9 +102,13 @@ def _workloads(d: Path) -> None:
         "empty": "\n\n", "json": good + "{oops\n", "key": good + '{"id": "b", "prompt_length": 4, "gen_len": 2}\n',
         "zero": good + '{"id": "b", "prompt_len": 0, "gen_len": 2}\n', "same": good + good, "array": "[1, 2]\n",
         "text": '{"id": "a", "prompt": "Hello"}\n', "long": '{"id": "a", "prompt_len": 600, "gen_len": 2}\n',
-        "deep": "[" * 100_000,
+        "deep": "[" * 100_000, "nan": '\ufeff' + good + '\r\n{"prompt_len": NaN, "gen_len": 2}\r\n',
+        "huge": '{"prompt_len": ' + "9" * 5000 + ', "gen_len": 2}\n',
     }.items():  # fmt: skip
         (d / f"work-{name}.jsonl").write_text(text)
+    (d / "nested.yaml").write_text("{a: " * 900 + "1" + "}" * 900)
+    (d / "surrogate.yaml").write_text('id: "\\ud800"\n')
+    (d / "tag.yaml").write_text('id: !!int ""\n')
 
 
 def _prompts(d: Path) -> None:
@@ -231,6 +247,13 @@ FILES: list[Case] = [
     (f"plan {FILE} {{d}}/work-deep.jsonl", 2, "line 1: not valid JSON"),
     (f"plan {FILE} {{d}}/work-key.jsonl", 2, "line 2: prompt_length: unknown key. Did you mean 'prompt_len'?"),
     (f"plan {FILE} {{d}}/work-zero.jsonl", 2, "line 2: prompt_len: 0 is out of range"),
+    (f"plan {FILE} {{d}}/work-nan.jsonl", 2, "line 3: prompt_len: NaN is not a whole number"),
+    (f"plan {FILE} {{d}}/work-huge.jsonl", 2, "line 1: not valid JSON"),
+    *[
+        (f"{command} {{d}}/{name}.yaml", 2, f"{name}.yaml")
+        for command in ("show", "simulate", f"plan {ON}")
+        for name in ("nested", "surrogate", "tag")
+    ],
     (f"plan {FILE} {{d}}/work-same.jsonl", 2, "line 2: id: id 'a' is already used on line 1"),
     (f"plan {FILE} {{d}}/work-array.jsonl", 2, "line 1: [1, 2] is not an object"),
     (f"plan {FILE} {{d}}/work-text.jsonl", 2, "line 1: text needs the tokenizer of a checkpoint"),
@@ -242,7 +265,11 @@ FILES: list[Case] = [
     ("simulate {d}/binary", 2, "it is not UTF-8 text"),
     ("simulate {d}/half.yaml", 2, "half.yaml"),
     ("simulate {d}/list.yaml", 2, "a plan file is a mapping"),
-    ("simulate {d}/small.yaml", 2, "small.yaml"),
+    (
+        "simulate {d}/small.yaml",
+        2,
+        "small.yaml: a file of another kind: without made_for, policy, why, prediction, but",
+    ),
     ("simulate {d}/plan-unknown.yaml", 2, "foo: unknown key"),
     ("simulate {d}/plan-twice.yaml", 2, "key 'policy' is given twice"),
     ("simulate {d}/plan-version.yaml", 2, "schema_version"),
@@ -252,7 +279,18 @@ FILES: list[Case] = [
     ("simulate {d}/plan-model.yaml", 2, "the model in this plan is not the one it was made for"),
     ("simulate {d}/plan-infinite.yaml", 2, "bound_total_s: input should be a finite number"),
     ("simulate {d}/plan-text.yaml", 2, "solve_s: 'fast' is text, not a number"),
+    (
+        "simulate {d}/plan-streams.yaml",
+        2,
+        "prediction.streams: the streams are h2d, compute, d2h, not none. Plan again",
+    ),
+    ("simulate {d}/plan-policy.yaml", 2, "policy: unknown policy 'kvonly'. Did you mean 'kv-only' or"),
+    ("simulate {d}/plan-gap.yaml", 2, "gap: 0.5 is not 1 - bound_total_s / total_s"),
     ("run {d}/half.yaml", 2, "half.yaml"),
+    (f"plan {FILE} {{d}}/pipe", 2, "cannot read this workload file: this is a pipe or a device"),
+    (f"plan {ON} {{d}}/pipe", 2, "cannot read this hardware profile file: this is a pipe or a device"),
+    ("simulate /dev/null", 2, "cannot read this plan file: this is a pipe or a device"),
+    (f"plan {ON} {{d}}/circle", 2, "circle"),
     (f"{RUN} --hardware rtx4090-pcie4", 2, "made for hardware 'small-cpu', not for this 'rtx4090-pcie4'. Plan again"),
     (f"{RUN} --hardware rtx", 2, "unknown hardware 'rtx'"),
 ]
@@ -304,10 +342,28 @@ OUTPUTS: list[Case] = [
     (f"{RUN} --input {{d}}/good.jsonl --output {{d}}/folder", 2, "cannot write: this is a folder"),
     (f"{RUN} --input {{d}}/good.jsonl --output {{d}}/good.jsonl", 2, "would overwrite what is read"),
     (f"{RUN} --input {{d}}/good.jsonl --output {{d}}/a --trace {{d}}/a", 2, "would overwrite what --output writes"),
+    (
+        f"{RUN} --checkpoint {{d}}/opt --trace {{d}}/opt/trace.json",
+        2,
+        "--trace: {d}/opt/trace.json is inside the check",
+    ),
+    (
+        f"{RUN} --checkpoint {{d}}/opt --input {{d}}/good.jsonl --output {{d}}/opt/a",
+        2,
+        "is inside the checkpoint folder",
+    ),
+    (
+        "plan --model {d}/opt --hardware {d}/small.yaml " + LENGTHS + " -o {d}/opt/model.safetensors",
+        2,
+        "would overwrite what is read",
+    ),
+    (f"plan {JOB} -o {{d}}/circle", 2, "no usable path: its links run in a circle"),
+    ("profile -o {d}/circle", 2, "no usable path: its links run in a circle"),
     ("profile -o {d}/folder", 2, "cannot write: this is a folder"),
     ("demo --output {d}/binary", 2, "binary is a file, not a folder"),
 ]
 RUNS: list[Case] = [
+    ("run {d}/plan-gelu.yaml", 1, "with activation_function 'relu'; gelu has activation_function 'gelu', so it can be"),
     ("run {d}/plan-llama.yaml", 1, "this runtime executes the OPT family; llama-tiny (llama)"),
     pytest.param(
         "run {d}/plan-cuda.yaml", 1, "this machine has no CUDA device. Plan with a profile of this machine",
@@ -325,16 +381,22 @@ def arguments(line: str, folder: Path) -> list[str]:
     return [part.replace("{d}", str(folder)) for part in shlex.split(line)]
 
 
+def lines_of(message: str) -> int:
+    """One message on one line; of a file with several mistakes, a line for each, below one for the file."""
+    several = re.search(r": (\d+) mistakes\n", message)
+    return 1 + int(several[1]) if several else 1
+
+
 @pytest.mark.parametrize(("line", "code", "fragment"), CASES)
 def test_bad_input(line: str, code: int, fragment: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     before = sorted(folder.rglob("*"))
     done = cli(*arguments(line, folder))
-    assert fragment in done.err
+    assert fragment.replace("{d}", str(folder)) in done.err
     assert done.code == code
     assert done.out == ""
     assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1, "one message on one line"
+    assert done.err.count("\n") == lines_of(done.err)
     assert "Traceback" not in done.err
     assert sorted(folder.rglob("*")) == before, "a file was left behind"
 
@@ -347,7 +409,7 @@ def test_bad_input_in_a_process_of_its_own(line: str, folder: Path) -> None:
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.count("\n") == lines_of(done.stderr)
 
 
 def test_every_policy_infeasible() -> None:
@@ -378,3 +440,45 @@ def test_a_failed_write_leaves_the_old_file(folder: Path, monkeypatch: pytest.Mo
     assert target.read_text() == "old"
     assert not list(folder.glob(".old.yaml*"))
     target.unlink()
+
+
+def test_a_link_is_written_through(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    target, link = tmp_path / "real" / "plan.yaml", tmp_path / "link.yaml"
+    link.symlink_to(target)
+    for before in ("", "old"):  # a link to nothing yet, and to an older file
+        if before:
+            target.write_text(before)
+        assert cli("plan", *arguments(JOB, folder), "-o", link).code == 0
+        assert link.is_symlink()
+        assert target.read_text() == link.read_text() != before
+    assert [path.name for path in target.parent.iterdir()] == ["plan.yaml"]
+
+
+def process(line: str, redirect: str) -> subprocess.CompletedProcess[str]:
+    """`hybridserve` with its stdout sent somewhere by the shell."""
+    command = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'hybridserve.py'))} {line} {redirect}"
+    return subprocess.run(["/bin/bash", "-c", command], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+@pytest.mark.parametrize("line", ["show hardware", "show models --json", "show --help"])
+def test_a_full_stdout_is_one_message(line: str) -> None:
+    done = process(line, "> /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "No space left on device" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("redirect", "why"), [(">&-", "it is closed"), ("| true; exit ${PIPESTATUS[0]}", "Broken pipe")]
+)
+def test_a_closed_stdout_is_one_message(redirect: str, why: str) -> None:
+    done = process("show models --json", redirect)
+    assert done.returncode == 1
+    assert done.stderr == f"error: cannot write the result to stdout: {why}. Send it somewhere else\n"
+
+
+def test_nowhere_to_complain_to_keeps_the_exit_code() -> None:
+    assert process("show nothing", "2>&-").returncode == 2

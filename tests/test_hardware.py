@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     (
         "text in a curve",
         put(".".join([*GEMM, "slices", "0", "points"]), [[64, "4.9e13"]]),
-        "float16.slices.0.points",
+        "float16.slices.0.points.0.1",
         "text, not a number",
     ),
     ("negative", put("link.h2d_bytes_per_s.value", -1.0), "link.h2d_bytes_per_s.value", "1000"),
@@ -102,10 +102,10 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
         "float16.slices.0.points.0.1",
         "inf",
     ),
-    ("bool", put("host.total_bytes.value", True), "host.total_bytes.value", "True"),
-    ("list", put("host.total_bytes.value", [1.0]), "host.total_bytes.value", "valid number"),
-    ("bare number", put("host.total_bytes", 8.82e11), "host.total_bytes", "dictionary"),
-    ("null", put("gpu", None), "gpu", "None"),
+    ("bool", put("host.total_bytes.value", True), "host.total_bytes.value", "true is not a number"),
+    ("list", put("host.total_bytes.value", [1.0]), "host.total_bytes.value", "[1.0] is not a number"),
+    ("bare number", put("host.total_bytes", 8.82e11), "host.total_bytes", "bare number"),
+    ("null", put("gpu", None), "gpu", "null is not a block"),
     ("missing key", put("link.latency_s", DELETE), "link.latency_s", "missing"),
     ("missing value", put("link.latency_s.value", DELETE), "link.latency_s.value", "missing"),
     ("missing part", put("host", DELETE), "host", "missing"),
@@ -126,8 +126,14 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     (
         "triple",
         put(".".join([*GEMM, "slices", "0", "points"]), [[64, 5e13, 1]]),
-        "float16.slices.0.points",
+        "float16.slices.0.points.0",
         "[size, rate] pairs",
+    ),
+    (
+        "huge in a curve",
+        put(".".join([*GEMM, "slices", "0", "points"]), [[64, 10**400]]),
+        "float16.slices.0.points.0.1",
+        "Write ",
     ),
     ("no slices", put(".".join([*GEMM, "slices"]), []), "float16.slices", "at least 1"),
     (
@@ -141,7 +147,7 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("a compute share above all", put("link.during_compute.value", 2.0), "during_compute.value", "1.05"),
     (
         "no pairs",
-        put(".".join([*GEMM, "slices", "0", "points"]), [64, 5e13]),
+        put(".".join([*GEMM, "slices", "0", "points"]), 64),
         "float16.slices.0.points",
         "[size, rate] pairs",
     ),
@@ -151,13 +157,38 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("unknown kind", put("link.latency_s.kind", "guessed"), "link.latency_s.kind", "'assumed'"),
     ("empty source", put("link.latency_s.source", ""), "link.latency_s.source", "at least 1 character"),
     ("unknown dtype", rename(".".join(GEMM), "float8"), "gemm_flops_by_rows.float8", "'float16'"),
-    ("usable > nominal", put("gpu.memory.usable_bytes.value", 2.6e10), "gpu.memory", "larger than nominal"),
-    ("reserve >= usable", put("gpu.memory.context_reserve_bytes.value", 25250627584.0), "gpu.memory", "nothing of usa"),
-    ("host reserve", put("host.reserve_bytes.value", 9e11), "host", "leaves nothing of total_bytes"),
-    ("GEMM too fast", put(".".join([*GEMM, "slices", "0", "points"]), [[64, 1.74e14]]), "gpu", "105% of the datasheet"),
-    ("memory too fast", put("gpu.achieved.memory_bytes_per_s.value", 1.1e12), "gpu", "109% of the datasheet"),
-    ("faster while shared", put("link.h2d_during_d2h_bytes_per_s.value", 2.6e10), "link", "h2d_during_d2h_bytes_per_s"),
-    ("faster while shared, back", put("link.d2h_during_h2d_bytes_per_s.value", 3e10), "link", "d2h_during_h2d"),
+    ("usable > nominal", put("gpu.memory.usable_bytes.value", 2.6e10), "memory.usable_bytes", "larger than nominal"),
+    (
+        "reserve >= usable",
+        put("gpu.memory.context_reserve_bytes.value", 25250627584.0),
+        "reserve_bytes",
+        "nothing of usa",
+    ),
+    ("host reserve", put("host.reserve_bytes.value", 9e11), "host.reserve_bytes", "nothing of total_bytes"),
+    (
+        "GEMM too fast",
+        put(".".join([*GEMM, "slices", "0", "points"]), [[64, 1.74e14]]),
+        "rows.float16",
+        "105% of the datasheet",
+    ),
+    (
+        "memory too fast",
+        put("gpu.achieved.memory_bytes_per_s.value", 1.1e12),
+        "memory_bytes_per_s",
+        "109% of the datasheet",
+    ),
+    (
+        "faster while shared",
+        put("link.h2d_during_d2h_bytes_per_s.value", 2.6e10),
+        "link.h2d_during_d2h_bytes_per_s",
+        "faster than h2d",
+    ),
+    (
+        "faster while shared, back",
+        put("link.d2h_during_h2d_bytes_per_s.value", 3e10),
+        "link.d2h_during_h2d_bytes_per_s",
+        "faster",
+    ),
     ("unknown device", put("gpu.device", "tpu"), "gpu.device", "'cuda' or 'cpu'"),
     ("version", put("schema_version", 1), "schema_version", "should be 2"),
     ("version as text", put("schema_version", "2"), "schema_version", "should be 2"),
@@ -170,7 +201,7 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
 
 @pytest.mark.parametrize(("mutate", "key", "says"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
 def test_one_mistake_is_named(tmp_path: Path, mutate: Callable[[Data], None], key: str, says: str) -> None:
-    data = copy.deepcopy(profile_dict())
+    data = json.loads(json.dumps(profile_dict()))  # a copy without YAML's aliases: one key changes, not two
     mutate(data)
     path = write_profile(tmp_path, data)
     with pytest.raises(InputError) as caught:
@@ -178,6 +209,7 @@ def test_one_mistake_is_named(tmp_path: Path, mutate: Callable[[Data], None], ke
     assert path in caught.value.where
     assert caught.value.where.endswith(key)
     assert says in str(caught.value)
+    assert caught.value.cure, "how to mend it"
     assert "\n" not in str(caught.value)
 
 
@@ -192,6 +224,12 @@ FILES = [
     ("two documents", "a: 1\n---\nb: 2\n", "not valid YAML"),
     ("python object", "id: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
     ("too deep", "a: " + "[" * 5000 + "]" * 5000, "YAML"),
+    ("empty int", 'id: !!int ""\n', "not valid YAML"),
+    ("no bool", 'id: !!bool "x"\n', "not valid YAML: 'x'"),
+    ("no time", 'id: !!timestamp "x"\n', "not valid YAML"),
+    ("key of a list", "? [a, b]\n: 1\n", "not valid YAML"),
+    ("half a character", 'id: "\\ud800"\n', "not valid YAML: half of a surrogate pair"),
+    ("endless", "id: &a [*a]\n", "id: "),
     ("no such day unquoted", "id: 2026-02-31\n", "YAML"),
 ]
 

@@ -114,6 +114,20 @@ def lengths_mixed(data: Data) -> None:
 
 
 GROUP = "decisions.mini_batches.0.groups.0"
+
+
+def beyond_the_budget(data: Data) -> None:
+    """More weight slots than fit, with the budget edited to match."""
+    data["decisions"]["weight_slots"] = 30
+    for line in data["memory"]["gpu"]["lines"]:
+        if line["name"] == "weight slots":
+            extra = line["bytes"] // 2 * 28
+            line["bytes"] += extra
+            data["memory"]["gpu"]["planned_bytes"] += extra
+
+
+BINDING = PLAN.prediction.binding
+OTHER = {"link": "compute", "compute": "link"}
 BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("version", put("schema_version", 2), "schema_version", "should be 1"),
     ("unknown key", put("decision", {}), "decision", "unknown key"),
@@ -122,8 +136,8 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("missing part", drop("hardware"), "hardware", "missing"),
     ("text for a number", put("decisions.weight_slots", "2"), "decisions.weight_slots", "text, not a number"),
     ("text for a count", put(f"{GROUP}.blocks.0.1", "2"), f"{GROUP}.blocks.0.1", "text, not a number"),
-    ("a fraction", put("decisions.weight_slots", 1.5), "decisions.weight_slots", "integer"),
-    ("a bool", put("decisions.cache_slots", True), "decisions.cache_slots", "integer"),
+    ("a fraction", put("decisions.weight_slots", 1.5), "decisions.weight_slots", "whole number"),
+    ("a bool", put("decisions.cache_slots", True), "decisions.cache_slots", "whole number"),
     ("infinite", put("bound_total_s", float("inf")), "bound_total_s", "finite"),
     ("nan", put("gap", float("nan")), "gap", "finite"),
     ("hardware tampered", put("hardware.link.h2d_bytes_per_s.value", 5e10), "hardware", "not the one it was made for"),
@@ -154,6 +168,22 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("budget edited", put("memory.gpu.planned_bytes", 1), "memory.gpu", "does not follow"),
     ("budget gone", drop("memory.host"), "memory.host", "does not follow"),
     ("line edited", put("memory.host.lines.0.bytes", 1), "memory.host", "does not follow"),
+    ("policy unknown", put("policy", "hybird"), "policy", "Did you mean 'hybrid'? Plan again"),
+    ("policy edited", put("policy", "act-only"), "policy", "policy 'act-only' has no 'kv@"),
+    ("hardware renamed", put("made_for.hardware", "mine"), "made_for.hardware", "planned for mine"),
+    ("model renamed", put("made_for.model", "mine"), "made_for.model", "planned for mine"),
+    ("total edited", put("prediction.total_s", 1.0), "prediction.total_s", "1 is not prefill_s + decode_s"),
+    ("prefill edited", put("prediction.prefill_s", 1.0), "prediction.total_s", "is not prefill_s + decode_s"),
+    ("rate edited", put("prediction.throughput_tokens_per_s", 9.0), "throughput_tokens_per_s", "tokens over total_s"),
+    ("step edited", put("prediction.decode_step_s", 1.0), "prediction.decode_step_s", "over 19 steps"),
+    ("share edited", put("prediction.act_share", 0.123), "prediction.act_share", "is not the share of the decisions"),
+    ("binding edited", put("prediction.binding", OTHER[BINDING]), "prediction.binding", BINDING),
+    ("no streams", put("prediction.streams", {}), "prediction.streams", "h2d, compute, d2h, not none"),
+    ("a stream gone", drop("prediction.streams.d2h"), "prediction.streams", "not compute, h2d"),
+    ("a stream endless", put("prediction.streams.d2h.bytes_per_s", float("inf")), "d2h.bytes_per_s", "finite"),
+    ("bound edited", put("bound_total_s", 1e-9), "gap", "is not 1 - bound_total_s / total_s"),
+    ("gap edited", put("gap", 0.5), "gap", "0.5 is not 1 - bound_total_s / total_s"),
+    ("beyond the budget", beyond_the_budget, "memory.gpu.planned_bytes", "the decisions take"),
 ]
 
 
@@ -168,6 +198,7 @@ def test_one_mistake_is_named(tmp_path: Path, mutate: Callable[[Data], None], ke
     assert str(path) in caught.value.where
     assert key in caught.value.where
     assert says in str(caught.value)
+    assert caught.value.cure, "how to mend it"
     assert len(str(caught.value).splitlines()) == 1
 
 

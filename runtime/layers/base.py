@@ -101,8 +101,10 @@ def layers_for(model: ModelSpec) -> Layers:
     from planner.errors import RunError  # noqa: PLC0415
     from runtime.layers.opt import OptLayers  # noqa: PLC0415
 
-    if model.family != "opt" or model.activation != "relu":
-        raise RunError(
-            f"this runtime executes the OPT family; {model.name} ({model.family}) can be planned and simulated only"
-        )
+    only, otherwise = "this runtime executes the OPT family", "can be planned and simulated only"
+    if model.family != "opt":
+        raise RunError(f"{only}; {model.name} ({model.family}) {otherwise}")
+    if model.activation != "relu":
+        what = f"{model.name} has activation_function '{model.activation}', so it {otherwise}"
+        raise RunError(f"{only} with activation_function 'relu'; {what}")
     return OptLayers(model)

@@ -1,0 +1,100 @@
+"""What must follow from what in a plan file: an edited plan is refused, with the key that no longer fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import isclose
+from typing import TYPE_CHECKING
+
+from planner.errors import InputError, nearest
+from planner.operation import STREAMS
+from planner.policies import POLICIES
+
+if TYPE_CHECKING:
+    from planner.plan import MemoryRecord, Plan
+
+CURE = "Plan again instead of editing a plan"
+CLOSE = 1e-6
+"""Relative; figures are written with all their digits."""
+
+
+def check_plan(plan: Plan, budgets: Mapping[str, MemoryRecord]) -> None:
+    """InputError (where: the key) for the first thing in `plan` that contradicts the rest of it.
+
+    `budgets` are the memory records that its decisions take. The prediction is checked against itself and the
+    decisions, not simulated again.
+    """
+    _check_made_for(plan)
+    _check_policy(plan)
+    _check_memory(plan, budgets)
+    _check_prediction(plan)
+
+
+def _check_made_for(plan: Plan) -> None:
+    made = plan.made_for
+    for part, wanted, found in (
+        ("hardware", made.hardware_hash, plan.hardware.content_hash),
+        ("model", made.model_hash, plan.model.content_hash),
+        ("workload", made.workload_hash, plan.workload.content_hash),
+        ("made_for.requests", made.requests, len(plan.workload)),
+        ("made_for.hardware", made.hardware, plan.hardware.id),
+        ("made_for.model", made.model, plan.model.name),
+    ):
+        if wanted != found:
+            what = f"the {part} in this plan is not the one it was made for ({found}, planned for {wanted})"
+            raise InputError(what, where=part, cure=CURE)
+
+
+def _check_policy(plan: Plan) -> None:
+    if plan.policy not in POLICIES:
+        cure = f"{nearest(plan.policy, POLICIES)} {CURE}"
+        raise InputError(f"unknown policy '{plan.policy}'", where="policy", cure=cure)
+    allowed = POLICIES[plan.policy].forms
+    for m, mini_batch in enumerate(plan.decisions.mini_batches):
+        for g, group in enumerate(mini_batch.groups):
+            wrong = next((form.name for form in group.blocks if form not in allowed), None)
+            if wrong:
+                what = f"policy '{plan.policy}' has no '{wrong}', which decisions.mini_batches.{m}.groups.{g} uses"
+                raise InputError(what, where="policy", cure=CURE)
+
+
+def _check_memory(plan: Plan, budgets: Mapping[str, MemoryRecord]) -> None:
+    written: Mapping[str, MemoryRecord] = {str(name): record for name, record in plan.memory.items()}
+    for name, record in budgets.items():
+        if written.get(name) != record:
+            what = f"the {name} memory budget does not follow from the decisions"
+            raise InputError(what, where=f"memory.{name}", cure=CURE)
+        if record.planned_bytes > record.capacity_bytes:
+            what = f"the decisions take {record.planned_bytes} bytes, {plan.hardware.id} has {record.capacity_bytes}"
+            raise InputError(what, where=f"memory.{name}.planned_bytes", cure=CURE)
+
+
+def _check_prediction(plan: Plan) -> None:
+    streams = set(plan.prediction.streams)
+    if streams != set(STREAMS):
+        what = f"the streams are {', '.join(STREAMS)}, not {', '.join(sorted(streams)) or 'none'}"
+        raise InputError(what, where="prediction.streams", cure=CURE)
+    for key, found, wanted, why in _figures(plan):
+        if not isclose(found, wanted, rel_tol=CLOSE, abs_tol=1e-12):
+            raise InputError(f"{found:.9g} is not {why}, {wanted:.9g}", where=key, cure=CURE)
+    busy = {name: stream.busy_fraction for name, stream in plan.prediction.streams.items()}
+    link, compute = max(busy["h2d"], busy["d2h"]), busy["compute"]
+    busier = "link" if link > compute else "compute"
+    if plan.prediction.binding != busier and not isclose(link, compute, rel_tol=CLOSE):
+        what = f"'{plan.prediction.binding}' is not the busier of the streams, '{busier}'"
+        raise InputError(what, where="prediction.binding", cure=CURE)
+
+
+def _figures(plan: Plan) -> Iterator[tuple[str, float, float, str]]:
+    """(key, what the file says, what it should be, why) of every figure that others determine."""
+    p, decisions = plan.prediction, plan.decisions
+    steps = decisions.decode_steps
+    yield "prediction.total_s", p.total_s, p.prefill_s + p.decode_s, "prefill_s + decode_s"
+    tokens = plan.workload.total_generated_tokens
+    rate = tokens / p.total_s if p.total_s else 0.0
+    yield "prediction.throughput_tokens_per_s", p.throughput_tokens_per_s, rate, f"{tokens} tokens over total_s"
+    step_s = p.decode_s / steps if steps else 0.0
+    yield "prediction.decode_step_s", p.decode_step_s, step_s, f"decode_s over {steps} steps"
+    yield "prediction.act_share", p.act_share, decisions.act_share, "the share of the decisions"
+    gap = 1 - plan.bound_total_s / p.total_s if p.total_s else 0.0
+    yield "gap", plan.gap, gap, "1 - bound_total_s / total_s"
