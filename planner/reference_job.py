@@ -18,8 +18,10 @@ from planner.search import Options, Search
 from planner.simulator import Durations, timeline_of
 from planner.workload import Workload
 
-LAYERS, STEPS = 8, 4
+LAYERS, STEPS = 6, 3
 """What the short version keeps: layers are alike, and so nearly are neighbouring decode steps."""
+MINI_BATCHES = (2, 4, 8, 16)
+"""Tried in place of a search over all numbers, which takes seconds on some machines: the plan is to be typical."""
 
 
 class Job(NamedTuple):
@@ -64,17 +66,25 @@ class ShortJob:
 
 
 def reference(hardware: HardwareProfile) -> ShortJob | None:
-    """The largest of `JOBS` that has a plan on `hardware`, as `hybrid` plans it; None when none has."""
+    """The largest of `JOBS` that has a plan on `hardware`, as `hybrid` plans it in the best of a few numbers
+    of mini-batches; None when none has."""
     dtypes = [str(dtype) for dtype in hardware.gpu.achieved.gemm_flops_by_rows]
     for job in JOBS:
         model = load_model(job.model)
         if model.dtype not in dtypes:
             model = load_model(job.model, dtypes[0])
-        workload = Workload.uniform(job.requests, job.prompt_len, job.gen_len)
-        found = Search(CostModel(hardware, model), workload, POLICIES["hybrid"].forms, Options()).run()
-        if found is not None:
-            return shorten(job, model, found.decisions)
+        plans = _plans(hardware, job, model)
+        if plans:
+            return min(plans, key=lambda plan: plan.total_s(hardware))
     return None
+
+
+def _plans(hardware: HardwareProfile, job: Job, model: ModelSpec) -> list[ShortJob]:
+    workload, costs = Workload.uniform(job.requests, job.prompt_len, job.gen_len), CostModel(hardware, model)
+    counts = [count for count in MINI_BATCHES if count <= job.requests]
+    forms = POLICIES["hybrid"].forms
+    found = [Search(costs, workload, forms, Options(mini_batches=count)).run() for count in counts]
+    return [shorten(job, model, one.decisions) for one in found if one is not None]
 
 
 def shorten(job: Job, model: ModelSpec, decisions: Decisions) -> ShortJob:
