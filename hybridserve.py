@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import RenderableType
 
-import hwprofiles
-from planner import flags, report, selection, terminal
+from planner import catalogue, flags, report, selection, terminal
+from planner.attribution import attribute
 from planner.costs import CostModel
-from planner.errors import HybridserveError, InputError, nearest
+from planner.errors import HybridserveError, InputError
+from planner.explain_report import explain_report, explain_result
 from planner.files import dump_yaml, write_whole
 from planner.hardware import load_hardware
-from planner.model import known_models, load_model
+from planner.model import load_model
 from planner.plan import read_plan
 from planner.planning import make_plan
 from planner.policies import POLICIES
@@ -74,6 +73,18 @@ def simulate_command(plan: flags.PlanFile, trace: flags.Trace = None, as_json: f
         write_trace(trace, {"predicted": timeline})
     terminal.show(as_json, {**plan_result(found), **times(timeline)}, report.plan_report(found))
     terminal.written(trace)
+
+
+@app.command("explain")
+def explain_command(plan: flags.PlanFile, as_json: flags.Json = False) -> None:
+    """Account for the predicted time of a plan: what takes it, how much is exposed, what binds.
+
+    Example: hybridserve explain plan.yaml
+    """
+    found = read_plan(plan)
+    with terminal.status("simulating"):
+        where = attribute(found.hardware, found.model, found.decisions)
+    terminal.show(as_json, explain_result(found, where), explain_report(found, where))
 
 
 @app.command("run")
@@ -210,24 +221,13 @@ def show_command(
     name: Annotated[str | None, typer.Argument(help="A name, after 'hardware' or 'models'.")] = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Print known hardware or models, or one of them with where its numbers come from.
+    """Print known hardware or models, or one of them: where its numbers come from, which to measure first.
 
     Example: hybridserve show rtx4090-pcie4
     """
-    lists = {"hardware": hwprofiles.names(), "models": known_models()}
-    if name is not None:
-        selection.one_of("show", what, lists)
-    elif what in lists:
-        return terminal.show(as_json, {what: lists[what]}, _list_of(what, lists[what]))
-    wanted = what if name is None else name
-    if what == "models" or (name is None and (wanted in lists["models"] or _is_config(wanted))):
-        model = load_model(wanted)
-        return terminal.show(as_json, model.model_dump(), report.model_report(model))
-    if what == "hardware" or wanted in lists["hardware"] or wanted.endswith((".yaml", ".yml")):
-        profile = load_hardware(wanted)
-        return terminal.show(as_json, profile.to_plain(), report.hardware_report(profile))
-    known = [*lists["hardware"], *lists["models"], *lists]
-    raise InputError(f"nothing known as '{wanted}'", where="show", cure=nearest(wanted, known))
+    with terminal.status("looking up"):
+        data, shown = catalogue.look_up(what, name)
+    terminal.show(as_json, data, shown)
 
 
 @app.command("demo")
@@ -268,19 +268,6 @@ def _need_runtime() -> None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         what = f"running needs torch and safetensors, planning does not: {reason}"
         raise InputError(what, cure="pip install 'hybridserve[runtime]'") from None
-
-
-def _list_of(what: str, names: Sequence[str]) -> RenderableType:
-    if what == "hardware":
-        return report.hardware_list([load_hardware(name) for name in names])
-    return report.models_list([load_model(name) for name in names])
-
-
-def _is_config(name: str) -> bool:
-    try:
-        return name.endswith(".json") or (Path(name) / "config.json").exists()
-    except OSError:  # a name too long for a file
-        return False
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -15,6 +14,7 @@ from planner.hardware import HardwareProfile
 from planner.model import ModelSpec
 from planner.plan import MemoryRecord, Plan
 from planner.results import TIME_KEYS
+from planner.tables import bullets, digits, new_table, pairs, rate, seconds, size, with_unit
 from planner.timeline import Timeline
 
 TIMES = {
@@ -28,66 +28,12 @@ NOISY = 0.15
 """Spread (interquartile range over median) of a measurement from which a profile deserves a warning."""
 
 
-def seconds(value: float) -> str:
-    """A time a person reads at a glance."""
-    if value >= 100:
-        return f"{value:,.0f} s"
-    if value >= 1:
-        return f"{value:.2f} s"
-    return f"{value * 1e3:.1f} ms" if value >= 1e-3 else f"{value * 1e6:.0f} us"
-
-
-def size(nbytes: float) -> str:
-    """Decimal units: GB = 10^9 bytes."""
-    return _scaled(nbytes, "B")
-
-
-def rate(tokens_per_s: float) -> str:
-    """Tokens per second, four digits."""
-    return f"{_digits(tokens_per_s)} tokens/s"
-
-
-def _digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-
-
-def _scaled(value: float, unit: str) -> str:
-    for prefix, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= scale:
-            return f"{value / scale:.4g} {prefix}{unit}"
-    return f"{value:.4g} {unit}"
-
-
-def _table(title: str, *columns: str, numeric: int = 1) -> Table:
-    table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    table.show_edge = False
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i >= numeric else "left")
-    return table
-
-
-def _pairs(title: str, rows: Iterable[tuple[str, str]]) -> RenderableType:
-    """Names and values without a frame."""
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows:
-        table.add_row(f"  {name}", value)
-    return Group(Text(f"\n{title}", style="bold"), table)
-
-
-def _bullets(title: str, sentences: Iterable[str]) -> RenderableType:
-    """Sentences that wrap under their own start."""
-    table = Table.grid(padding=(0, 1))
-    for sentence in sentences:
-        table.add_row("  -", sentence)
-    return Group(Text(f"\n{title}", style="bold"), table)
-
-
 def plan_report(plan: Plan) -> RenderableType:
     """A plan: what it predicts, where the memory goes and why it is so."""
     p, made = plan.prediction, plan.made_for
     link, compute = p.streams["h2d"].busy_fraction, p.streams["compute"].busy_fraction
     title = f"{plan.policy}: {made.model} on {made.hardware}, {made.requests:,} request{'s' * (made.requests > 1)}"
-    prediction = _pairs(title, (
+    prediction = pairs(title, (
         ("throughput", rate(p.throughput_tokens_per_s)),
         ("total", f"{seconds(p.total_s)}, at best {seconds(plan.bound_total_s)} (gap {plan.gap:.2%})"),
         ("prefill", seconds(p.prefill_s)),
@@ -100,14 +46,14 @@ def plan_report(plan: Plan) -> RenderableType:
         ("solved in", seconds(plan.solve_s)),
     ))  # fmt: skip
     budgets = [memory_report(name, record) for name, record in plan.memory.items()]
-    return Group(prediction, *budgets, _bullets("Why", plan.why))
+    return Group(prediction, *budgets, bullets("Why", plan.why))
 
 
 def memory_report(name: str, record: MemoryRecord) -> Table:
     """One budget, line by line."""
     used = record.planned_bytes / record.capacity_bytes
     title = f"{name} memory: {size(record.planned_bytes)} of {size(record.capacity_bytes)} ({used:.0%})"
-    table = _table(title, "line", "phase", "size", numeric=2)
+    table = new_table(title, "line", "phase", "size", numeric=2)
     for line in record.lines:
         if line.bytes:
             table.add_row(line.name, line.phase, size(line.bytes))
@@ -117,7 +63,7 @@ def memory_report(name: str, record: MemoryRecord) -> Table:
 def policies_report(plans: Sequence[Plan]) -> Table:
     """Policies side by side."""
     made = plans[0].made_for
-    table = _table(
+    table = new_table(
         f"{made.model} on {made.hardware}, {made.requests:,} requests", "policy", "tokens/s", "total", "prefill",
         "decode step", "ACT", "gap", "binding",
     )  # fmt: skip
@@ -125,7 +71,7 @@ def policies_report(plans: Sequence[Plan]) -> Table:
     for plan in plans:
         p = plan.prediction
         table.add_row(
-            plan.policy, _digits(p.throughput_tokens_per_s), seconds(p.total_s), seconds(p.prefill_s),
+            plan.policy, digits(p.throughput_tokens_per_s), seconds(p.total_s), seconds(p.prefill_s),
             seconds(p.decode_step_s), f"{p.act_share:.0%}", f"{plan.gap:.2%}", p.binding,
             style="bold" if p.throughput_tokens_per_s == best else None,
         )  # fmt: skip
@@ -134,12 +80,12 @@ def policies_report(plans: Sequence[Plan]) -> Table:
 
 def refusals(reasons: Mapping[str, str]) -> list[RenderableType]:
     """Policies without a plan, and why."""
-    return [_bullets("Not feasible", (f"{name}: {why}" for name, why in reasons.items()))] if reasons else []
+    return [bullets("Not feasible", (f"{name}: {why}" for name, why in reasons.items()))] if reasons else []
 
 
 def errors_report(rows: Iterable[tuple[str, dict[str, Any]]]) -> Table:
     """Predicted beside measured for every policy: results as `run --json` gives them."""
-    table = _table("Predicted and measured", "policy", "quantity", "predicted", "measured", "error", numeric=2)
+    table = new_table("Predicted and measured", "policy", "quantity", "predicted", "measured", "error", numeric=2)
     for policy, result in rows:
         shown = policy
         for key in TIME_KEYS:
@@ -155,7 +101,7 @@ def errors_report(rows: Iterable[tuple[str, dict[str, Any]]]) -> Table:
 def streams_report(name: str, predicted: Timeline, measured: Timeline) -> Table:
     """Each stream while decoding, or in prefill where nothing is decoded: time busy and achieved rate."""
     phase = "decode" if predicted.decode_steps else "prefill"
-    table = _table(
+    table = new_table(
         f"{name}: streams in {phase}, predicted and measured", "stream", "busy", "measured", "error", "rate",
         "measured",
     )  # fmt: skip
@@ -176,7 +122,7 @@ def streams_report(name: str, predicted: Timeline, measured: Timeline) -> Table:
 
 def kinds_report(name: str, predicted: Timeline, measured: Timeline) -> Table:
     """Each kind of operation: predicted and measured time."""
-    table = _table(f"{name}: time by operation", "operation", "predicted", "measured", "error")
+    table = new_table(f"{name}: time by operation", "operation", "predicted", "measured", "error")
     left, right = predicted.by_kind(), measured.by_kind()
     for kind, value in left.items():
         found = right.get(kind, 0.0)
@@ -227,31 +173,19 @@ def noise_warning(hardware: HardwareProfile) -> str | None:
 def _value(key: str, node: dict[str, Any]) -> tuple[str, str]:
     """A number, or the range of a table, with the unit that the key names; and the sizes that a table covers."""
     if "value" in node:
-        return _with_unit(key, node["value"]), ""
+        return with_unit(key, node["value"]), ""
     points = node["points"] if "points" in node else [pair for one in node["slices"] for pair in one["points"]]
     sizes, rates = zip(*points, strict=True)
     by = key.partition("_by_")[2].partition(".")[0]
     if len(rates) == 1:
-        return _with_unit(key, rates[0]), f", one point at {_count(sizes[0])} {by}"
-    (low, low_unit), (high, unit) = (_with_unit(key, rate).split(" ") for rate in (min(rates), max(rates)))
+        return with_unit(key, rates[0]), f", one point at {_count(sizes[0])} {by}"
+    (low, low_unit), (high, unit) = (with_unit(key, rate).split(" ") for rate in (min(rates), max(rates)))
     detail = f", {len(rates)} points at {_count(min(sizes))} to {_count(max(sizes))} {by}"
     return f"{low}{'' if low_unit == unit else ' ' + low_unit} to {high} {unit}", detail
 
 
 def _count(number: float) -> str:
     return f"{number / 1e6:.3g}M" if number >= 1e6 else f"{number:g}"
-
-
-def _with_unit(key: str, value: float) -> str:
-    if "bytes_per_s" in key:
-        return f"{size(value)}/s"
-    if "flops" in key:
-        return _scaled(value, "FLOP/s")
-    if "_slowdown" in key or key.endswith(("during_compute", "group_cost")):
-        return f"{value:.2f} x"
-    if key.endswith("s_lost_per_byte"):
-        return f"{value * 1e9:.3g} s/GB"
-    return size(value) if key.endswith("_bytes") else seconds(value)
 
 
 def _numbers(node: dict[str, Any], path: str) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -266,7 +200,7 @@ def _numbers(node: dict[str, Any], path: str) -> Iterable[tuple[str, dict[str, A
 
 def model_report(model: ModelSpec) -> RenderableType:
     """A model's shape and what one cached token costs."""
-    return _pairs(f"{model.name} ({model.family}, {model.dtype})", (
+    return pairs(f"{model.name} ({model.family}, {model.dtype})", (
         ("parameters", _billions(model)),
         ("weights", size(model.weight_bytes)),
         ("layers", f"{model.layers} of {size(model.layer_bytes)}"),
@@ -286,7 +220,7 @@ def _billions(model: ModelSpec) -> str:
 
 def models_list(models: Sequence[ModelSpec]) -> Table:
     """The bundled models."""
-    table = _table("Models", "name", "family", "parameters", "weights", "layers", "K and V per token", numeric=2)
+    table = new_table("Models", "name", "family", "parameters", "weights", "layers", "K and V per token", numeric=2)
     for model in models:
         kv = size(model.kv_bytes_per_token_layer * model.layers)
         table.add_row(model.name, model.family, _billions(model), size(model.weight_bytes), f"{model.layers}", kv)
@@ -295,7 +229,7 @@ def models_list(models: Sequence[ModelSpec]) -> Table:
 
 def hardware_list(profiles: Sequence[HardwareProfile]) -> Table:
     """The shipped profiles."""
-    table = _table("Hardware", "name", "GPU", "memory", "link", "host", numeric=2)
+    table = new_table("Hardware", "name", "GPU", "memory", "link", "host", numeric=2)
     for one in profiles:
         link = f"{size(one.link.h2d_bytes_per_s.value)}/s"
         table.add_row(one.id, one.gpu.name, size(one.gpu.budget_bytes), link, size(one.host.budget_bytes))

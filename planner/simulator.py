@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from planner.contention import Clocks, Contention
-from planner.costs import CostModel
+from planner.costs import CostModel, OpCost
 from planner.decisions import Decisions
 from planner.forms import ACT_GPU, ACT_HOST
 from planner.operation import STREAMS, Operation
@@ -19,8 +19,11 @@ _ACT = [FORM_INDEX[form.name] for form in (ACT_HOST, ACT_GPU)]
 class Durations:
     """Seconds of each operation of one plan, run alone. Layers are alike: compute is priced per step and mini-batch."""
 
-    def __init__(self, costs: CostModel, decisions: Decisions, prompt_lens: dict[int, int]) -> None:
-        self.costs, self.decisions, self.prompt_lens = costs, decisions, prompt_lens
+    def __init__(self, costs: CostModel, decisions: Decisions) -> None:
+        self.costs, self.decisions = costs, decisions
+        self._prompt_lens = {
+            r: group.prompt_len for batch in decisions.mini_batches for group in batch.groups for r in group.requests
+        }
         self._compute: dict[tuple[str, int, int, int], float] = {}
         self._link: dict[tuple[str, int], float] = {}
 
@@ -30,7 +33,7 @@ class Durations:
             key = (op.kind, op.step, op.part, op.offset)
             found = self._compute.get(key)
             if found is None:
-                found = self._compute[key] = self._compute_s(op)
+                found = self._compute[key] = self.cost(op).seconds
             return found
         link_key = (op.stream, op.nbytes)
         found = self._link.get(link_key)
@@ -39,29 +42,30 @@ class Durations:
             found = self._link[link_key] = price(op.nbytes)
         return found
 
-    def _compute_s(self, op: Operation) -> float:
+    def cost(self, op: Operation) -> OpCost:
+        """Seconds and work of a compute operation."""
         if op.kind == "begin_decode":
-            return 0.0
-        return self._prefill_s(op) if op.step == 0 else self._decode_s(op)
+            return OpCost()
+        return self._prefill(op) if op.step == 0 else self._decode(op)
 
-    def _prefill_s(self, op: Operation) -> float:
+    def _prefill(self, op: Operation) -> OpCost:
         chunk = self.decisions.prefill_passes[op.offset][op.part]
         if op.kind == "embed":
-            return self.costs.embed(chunk.tokens).seconds
+            return self.costs.embed(chunk.tokens)
         if op.kind == "sample":
-            return self.costs.sample(len(chunk.requests)).seconds
-        return self.costs.prefill_forward(tuple(self.prompt_lens[r] for r in chunk.requests)).seconds
+            return self.costs.sample(len(chunk.requests))
+        return self.costs.prefill_forward(tuple(self._prompt_lens[r] for r in chunk.requests))
 
-    def _decode_s(self, op: Operation) -> float:
+    def _decode(self, op: Operation) -> OpCost:
         shapes, t = self.decisions.mini_batches[op.part].shapes, op.step - 1
         rows = int(shapes.rows[t])
         if op.kind == "embed":
-            return self.costs.embed(rows).seconds
+            return self.costs.embed(rows)
         if op.kind == "sample":
-            return self.costs.sample(rows).seconds
+            return self.costs.sample(rows)
         if op.kind == "rebuild":
-            return self.costs.rebuild(int(shapes.blocks[t, _ACT].sum())).seconds
-        return self.costs.decode_segments(rows, self.decisions.mini_batches[op.part].segments(t)).seconds
+            return self.costs.rebuild(int(shapes.blocks[t, _ACT].sum()))
+        return self.costs.decode_segments(rows, self.decisions.mini_batches[op.part].segments(t))
 
 
 def advance(operations: Iterable[Operation], duration: Callable[[Operation], float]) -> list[Span]:
@@ -85,12 +89,14 @@ def advance(operations: Iterable[Operation], duration: Callable[[Operation], flo
 
 def simulate(costs: CostModel, decisions: Decisions) -> Timeline:
     """The predicted timeline of the whole job."""
-    prompt_lens, tokens = {}, 0
-    for mini_batch in decisions.mini_batches:
-        for group in mini_batch.groups:
-            prompt_lens.update(dict.fromkeys(group.requests, group.prompt_len))
-            tokens += len(group.requests) * group.gen_len
-    duration = Durations(costs, decisions, prompt_lens).of
-    operations, contention = Schedule(costs.model, decisions), Contention(costs.hardware.link)
+    return timeline_of(Schedule(costs.model, decisions), Durations(costs, decisions).of, costs, decisions)
+
+
+def timeline_of(
+    operations: Iterable[Operation], duration: Callable[[Operation], float], costs: CostModel, decisions: Decisions
+) -> Timeline:
+    """The timeline of `operations` that take `duration` alone, slowed by each other as the link's profile says."""
+    contention = Contention(costs.hardware.link)
     spans = advance(operations, duration) if contention.none else Clocks(operations, duration, contention).run()
-    return Timeline(spans, tokens)
+    groups = (group for mini_batch in decisions.mini_batches for group in mini_batch.groups)
+    return Timeline(spans, sum(len(group.requests) * group.gen_len for group in groups))

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from planner import report
+from planner import report, tables
 from planner.costs import CostModel
 from planner.files import dump_yaml, write_whole
 from planner.hardware import HardwareProfile, load_hardware
@@ -88,7 +88,7 @@ class Demo:
         link = self.hardware.link.h2d_bytes_per_s.value
         parts: list[RenderableType] = [
             Text(
-                f"Scale model of {self.hardware.scale_model_of}: link paced at {report.size(link)}/s, "
+                f"Scale model of {self.hardware.scale_model_of}: link paced at {tables.size(link)}/s, "
                 f"rebuild : K/V transfer = {self.ratios.rebuild_over_kv:.2f}, "
                 f"weights : K/V of the batch = {self.ratios.weights_over_kv:.2f}. Ratios carry over, speeds do not."
             ),

@@ -26,7 +26,7 @@ PLAN_KEYS = TIME_KEYS | {
     "policy", "bound_total_s", "gap", "solve_s", "act_share", "mini_batches", "resident_layers", "memory", "binding",
     "streams", "why", "made_for",
 }  # fmt: skip
-COMMANDS = ("plan", "simulate", "run", "profile", "compare", "show", "demo")
+COMMANDS = ("plan", "simulate", "explain", "run", "profile", "compare", "show", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,21 @@ def test_simulate_gives_what_the_plan_promised(folder: Path) -> None:
     assert (done.code, done.err) == (0, "")
     assert_plan_keys(done.json)
     assert {k: done.json[k] for k in TIME_KEYS} == pytest.approx({k: planned.json[k] for k in TIME_KEYS})
+
+
+def test_explain(folder: Path) -> None:
+    planned, done = cli("plan", *job(folder), "--json"), cli("explain", folder / "plan.yaml", "--json")
+    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
+    found = done.json
+    assert found["total_s"] == pytest.approx(planned.json["total_s"])
+    assert found["made_for"] == planned.json["made_for"]
+    assert found["phases"].keys() == {"prefill", "decode"}
+    for name, phase in found["phases"].items():
+        assert phase["phase_s"] == pytest.approx(planned.json[f"{name}_s"])
+        exposed = sum(use["exposed_s"] for use in phase["kinds"].values()) + phase["idle_s"]
+        assert exposed == pytest.approx(phase["phase_s"], rel=1e-9)
+    assert found["without"].keys() == {"link", "compute"}
+    assert "What binds" in cli("explain", folder / "plan.yaml").out
 
 
 def test_run(folder: Path) -> None:
@@ -169,12 +184,22 @@ def test_show(folder: Path) -> None:
     assert cli("show", folder / "opt", "--json").json["hidden"] == 64
 
 
+def test_show_says_what_to_measure(folder: Path) -> None:
+    for name in ("rtx4090-pcie4", folder / "small.yaml"):
+        found = cli("show", "hardware", name, "--json").json
+        assert found["reference_job"].keys() == {"model", "requests", "prompt_len", "gen_len"}
+        assert all(d.keys() == {"key", "kind", "low_fraction", "high_fraction"} for d in found["worth_measuring"])
+        assert all(e.keys() == {"key", "achieved", "datasheet", "fraction"} for e in found["efficiency"])
+        assert "worth measuring" in cli("show", name).out
+    assert found["reference_job"]["model"] == "opt-tiny"
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_what_people_read_fits_their_terminal(width: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminal.out, "_width", width)
     for line in (
         f"plan {shlex.join(job(folder))}", f"run {folder}/plan.yaml", f"compare {shlex.join(job(folder))} --execute",
-        "show rtx4090-pcie4", "show hardware", "show models", "show opt-30b",
+        f"explain {folder}/plan.yaml", "show rtx4090-pcie4", "show hardware", "show models", "show opt-30b",
     ):  # fmt: skip
         done = cli(*shlex.split(line))
         assert done.code == 0, done.err
@@ -212,6 +237,8 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ("plan {job}", 0, ""),
         ("plan --model opt-tiny --hardware {d}/small.yaml --workload {d}/prompts.jsonl", 0, ""),
         ("simulate {d}/plan.yaml", 0, ""),
+        ("explain {d}/plan.yaml", 0, ""),
+        ("show rtx4090-pcie4", 0, ""),
         ("compare {job}", 0, ""),
         ("show opt-30b", 0, ""),
         ("run {d}/plan.yaml", 2, "running needs torch"),

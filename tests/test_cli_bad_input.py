@@ -261,6 +261,8 @@ FILES: list[Case] = [
     ("plan --model {d}/opt --hardware {d}/small.yaml --workload {d}/work-text.jsonl", 2, "no tokenizer here"),
     (f"compare {FILE} {{d}}/work-json.jsonl", 2, "line 2: not valid JSON"),
     ("simulate {d}/nowhere.yaml", 2, "nowhere.yaml: no such plan file"),
+    ("explain {d}/nowhere.yaml", 2, "nowhere.yaml: no such plan file"),
+    ("explain {d}/plan-slots.yaml", 2, "does not follow from the decisions"),
     ("simulate {d}/folder", 2, "cannot read this plan file: Is a directory"),
     ("simulate {d}/binary", 2, "it is not UTF-8 text"),
     ("simulate {d}/half.yaml", 2, "half.yaml"),

@@ -13,8 +13,12 @@ import typer
 
 import hwprofiles
 from hybridserve import app
+from planner.attribution import attribute
+from planner.catalogue import look_up
+from planner.explain_report import explain_result
 from planner.hardware import load_hardware
 from planner.model import load_model
+from planner.operation import KINDS, STREAMS
 from planner.planning import make_plan
 from planner.policies import POLICIES
 from planner.results import plan_result
@@ -133,6 +137,32 @@ def test_json_keys_are_documented() -> None:
         load_hardware("rtx4090-pcie4"), load_model("opt-125m"), Workload.uniform(2, 16, 4), POLICIES["kv-only"]
     )
     assert said == set(plan_result(plan)) | {"measured", "peak_bytes", "error"}
+
+
+def test_keys_of_explain_and_show_are_documented() -> None:
+    text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    hardware = load_hardware("rtx4090-pcie4")
+    plan = make_plan(hardware, load_model("opt-125m"), Workload.uniform(2, 16, 4), POLICIES["kv-only"])
+    explained = explain_result(plan, attribute(plan.hardware, plan.model, plan.decisions))
+    del explained["made_for"]  # documented with `plan`
+    shown, _ = look_up("hardware", hardware.id)
+    added = {key: shown[key] for key in ("efficiency", "reference_job", "worth_measuring")}
+    for section, data in (("hybridserve explain", explained), ("hybridserve show", added)):
+        missing = {key for key in keys(data) if f"`{key}`" not in sections[section]}
+        assert not missing, f"{section}: {missing}"
+
+
+def keys(node: Any) -> Iterator[str]:
+    """Every key at any depth, but not the names of streams, kinds and products."""
+    if isinstance(node, list):
+        for one in node:
+            yield from keys(one)
+    elif isinstance(node, dict):
+        for key, below in node.items():
+            if key not in (*STREAMS, *KINDS) and key.isidentifier() and key != "head":
+                yield key
+            yield from keys(below)
 
 
 def test_every_shipped_policy_and_profile_key_is_documented() -> None:

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console, RenderableType
 
-from planner import report
+from planner import report, tables
 from planner.hardware import load_hardware
 from planner.model import load_model
 from planner.timeline import Span, Timeline
@@ -24,19 +24,20 @@ def shown(part: RenderableType, width: int = 80) -> str:
     [(0, "0 us"), (4.2e-5, "42 us"), (0.0123, "12.3 ms"), (2.345, "2.35 s"), (12345.6, "12,346 s")],
 )
 def test_seconds(value: float, text: str) -> None:
-    assert report.seconds(value) == text
+    assert tables.seconds(value) == text
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.4e10, "24 GB"), (1.5e12, "1.5 TB")]
+    ("value", "text"),
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.4e10, "24 GB"), (1.5e12, "1.5 TB"), (2e16, "20 PB")],
 )
 def test_size(value: float, text: str) -> None:
-    assert report.size(value) == text
+    assert tables.size(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(13.719, "13.72 tokens/s"), (13140.2, "13,140 tokens/s")])
 def test_rate(value: float, text: str) -> None:
-    assert report.rate(value) == text
+    assert tables.rate(value) == text
 
 
 def test_every_number_of_a_profile_has_unit_and_source() -> None:
