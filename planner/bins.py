@@ -46,7 +46,7 @@ def _compute_s(costs: CostModel, rows: float, cached_tokens: float, forms: int) 
     if not whole:
         return 0.0
     context = max(round(cached_tokens), 1) / whole
-    layer = costs.decode_segments(whole, ((whole, context / forms),) * forms).seconds
+    layer = costs.decode_segments(whole, ((whole, (context / forms,) * forms),)).seconds
     return costs.model.layers * layer + costs.embed(whole).seconds + costs.sample(whole).seconds
 
 

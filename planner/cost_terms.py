@@ -71,9 +71,13 @@ class TermCosts(CostModel):
     def _decode_attention(self, requests: int, context: float) -> OpCost:
         return _as(super()._decode_attention(requests, context), Part("attention"))
 
-    def prefill_attention(self, tokens: int) -> OpCost:
+    def prefill_attention(self, tokens: int, prompts: int = 1) -> OpCost:
         """As the cost model prices it."""
-        return _as(super().prefill_attention(tokens), Part("attention"))
+        return _as(super().prefill_attention(tokens, prompts), Part("attention"))
+
+    def merge(self, parts: int) -> OpCost:
+        """As the cost model prices it."""
+        return _as(super().merge(parts), Part("attention"))
 
     def elementwise(self, elements: float) -> OpCost:
         """As the cost model prices it."""

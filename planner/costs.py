@@ -30,8 +30,8 @@ class OpCost:
         return OpCost(self.seconds * slowdown, self.flops, self.memory_bytes)
 
 
-Segments = tuple[tuple[int, float], ...]
-"""Attention calls of one operation: (requests, cached tokens of each)."""
+Attended = tuple[tuple[int, tuple[float, ...]], ...]
+"""What one operation attends to, by group of alike requests: (requests, cached tokens of each in every segment)."""
 
 
 class CostModel:
@@ -66,18 +66,25 @@ class CostModel:
         kernels = self._gemm(blocks * BLOCK_TOKENS, self.model.hidden, 2 * self.model.d_kv)
         return kernels * self._slowdown.rebuild.value + self._overhead()
 
-    def _decode_forward(self, rows: int, segments: Segments) -> OpCost:
-        """One layer for `rows` new tokens that attend to cached `segments`, one attention call each."""
+    def _decode_forward(self, rows: int, groups: Attended) -> OpCost:
+        """One layer for `rows` new tokens that attend to what is cached, one attention call per segment of a group."""
+        achieved = self.hardware.gpu.achieved
         # The new tokens' own K and V are written once more, to where their block is kept.
         kernels = self.projections(rows) + self.elementwise(4 * rows * self.model.d_kv)
-        for requests, context in segments:
-            kernels += self.decode_attention(requests, context)
-        further = max(len(segments) - 1, 0) * self.hardware.gpu.achieved.attention_call_s.value
+        calls, parts = 0, 0
+        for requests, segments in groups:
+            for context in segments:
+                kernels += self.decode_attention(requests, context)
+            calls, parts = calls + len(segments), parts + requests * len(segments)
+        # The new token is a part of its own, and every request has at least one cached token.
+        kernels += self.merge(rows + max(rows, parts))
+        further = max(len(groups) - 1, 0) * achieved.attention_group_s.value
+        further += max(calls - 1, 0) * achieved.attention_call_s.value
         return kernels * self._slowdown.forward.value + self._forward_overhead() + OpCost(further)
 
     def decode_forward(self, rows: int, cached_tokens: float) -> OpCost:
         """The same for requests of equal context whose cache is one segment."""
-        return self.decode_segments(rows, ((rows, cached_tokens / rows),) if cached_tokens else ())
+        return self.decode_segments(rows, ((rows, (cached_tokens / rows,)),) if cached_tokens else ())
 
     def _decode_attention(self, requests: int, context: float) -> OpCost:
         """Reading K and V of `context` cached tokens of each request once."""
@@ -88,6 +95,11 @@ class CostModel:
         seconds = self.hardware.gpu.decode_attention_time(kv_bytes, requests, context, self.model.gqa_group)
         flops = 4.0 * tokens * self.model.heads * self.model.head_dim
         return OpCost(seconds, flops, kv_bytes)
+
+    def merge(self, parts: int) -> OpCost:
+        """Merging `parts` parts of the attention output of one token in one layer."""
+        nbytes = parts * self.model.heads * self.model.head_dim * self.model.element_bytes
+        return OpCost(self.hardware.gpu.merge_time(nbytes), 0.0, nbytes)
 
     def _prefill_forward(self, prompts: tuple[int, ...]) -> OpCost:
         """One layer over whole prompts of the given lengths, causal attention and keeping K and V included."""
@@ -119,12 +131,14 @@ class CostModel:
     def embed(self, rows: int) -> OpCost:
         """Gathering token and position embeddings."""
         nbytes = 4.0 * rows * self.model.hidden * self.model.element_bytes
-        return OpCost(self.hardware.gpu.gather_time(nbytes), 0.0, nbytes) + self._overhead()
+        gather = OpCost(self.hardware.gpu.gather_time(nbytes), 0.0, nbytes)
+        return gather * self._slowdown.embed.value + self._overhead()
 
     def _sample(self, rows: int) -> OpCost:
         """Final norm, head and the choice of a token, for `rows` requests."""
         m = self.model
-        return self._gemm(rows, m.hidden, m.vocab) + self.elementwise(rows * (m.hidden + m.vocab)) + self._overhead()
+        kernels = self._gemm(rows, m.hidden, m.vocab) + self.elementwise(rows * (m.hidden + m.vocab))
+        return kernels * self._slowdown.sample.value + self._overhead()
 
     # ---- parts -----------------------------------------------------------------------------------
 

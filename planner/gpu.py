@@ -53,9 +53,11 @@ class EngineSlowdown(Strict):
     What is left when contention with the link is counted apart: the threads of the engine, and caches that others use.
     """
 
+    embed: Quantity
     prefill: Quantity
     rebuild: Quantity
     forward: Quantity
+    sample: Quantity
 
 
 class Achieved(Strict):
@@ -69,6 +71,8 @@ class Achieved(Strict):
     """K and V bytes read per second by cached tokens of one request; second size: requests in the call."""
     attention_group_cost: Count
     """Extra time of decode attention for each further query head that shares a K/V head, relative to the first."""
+    merge_bytes_per_s: Rate
+    """Bytes of attention output merged per second: one part per attention call, and one for the new token itself."""
     memory_bytes_per_s: Rate
     """Device memory, bytes read plus bytes written per second, by a copy far larger than the caches."""
     elementwise_bytes_per_s: Rate
@@ -80,7 +84,9 @@ class Achieved(Strict):
     forward_overhead_s: Seconds
     """The same for an operation that runs a whole layer, with one attention call."""
     attention_call_s: Seconds
-    """What each further attention call of a layer costs, its merge included."""
+    """What each further attention call of a layer costs beside its arithmetic."""
+    attention_group_s: Seconds
+    """What each further group of alike requests costs beside that: its new tokens' own attention, merge and copies."""
     engine_slowdown: EngineSlowdown
 
 
@@ -154,6 +160,10 @@ class Gpu(Strict):
     def elementwise_time(self, traffic_bytes: float) -> float:
         """Seconds of element-wise kernels that read and write `traffic_bytes` in all."""
         return traffic_bytes / self.achieved.elementwise_bytes_per_s.value
+
+    def merge_time(self, part_bytes: float) -> float:
+        """Seconds of merging parts of attention output, `part_bytes` of them in all."""
+        return part_bytes / self.achieved.merge_bytes_per_s.value
 
     def gather_time(self, traffic_bytes: float) -> float:
         """Seconds of looking up embeddings, `traffic_bytes` read and written in all."""

@@ -69,21 +69,20 @@ class MiniBatch:
         """Blocks of the whole mini-batch that end up in `form`."""
         return sum(len(g.requests) * g.count(form) for g in self.groups)
 
-    def segments(self, step: int) -> tuple[tuple[int, float], ...]:
-        """Attention calls of one layer in decode step `step` + 1: (requests, cached tokens of each), by group and form.
+    def attended(self, step: int) -> tuple[tuple[int, tuple[float, ...]], ...]:
+        """What one layer attends to in decode step `step` + 1: of each group its requests, and cached tokens by form.
 
         The last block of a request may be partly filled.
         """
-        found: list[tuple[int, float]] = []
+        found: list[tuple[int, tuple[float, ...]]] = []
         for group in self.groups:
             if step >= group.decode_steps:
                 continue
-            cached = group.prompt_len + step
-            full, rest = divmod(cached, BLOCK_TOKENS)
+            full, rest = divmod(group.prompt_len + step, BLOCK_TOKENS)
             tokens = BLOCK_TOKENS * group.prefix_counts[full]
             if rest:
                 tokens = tokens + rest * (group.prefix_counts[full + 1] - group.prefix_counts[full])
-            found += [(len(group.requests), float(n)) for n in tokens if n]
+            found.append((len(group.requests), tuple(float(n) for n in tokens if n)))
         return tuple(found)
 
     @cached_property

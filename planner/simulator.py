@@ -65,7 +65,7 @@ class Durations:
             return self.costs.sample(rows)
         if op.kind == "rebuild":
             return self.costs.rebuild(int(shapes.blocks[t, _ACT].sum()))
-        return self.costs.decode_segments(rows, self.decisions.mini_batches[op.part].segments(t))
+        return self.costs.decode_segments(rows, self.decisions.mini_batches[op.part].attended(t))
 
 
 def advance(operations: Iterable[Operation], duration: Callable[[Operation], float]) -> list[Span]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.optimize import nnls
 
-from hwprofiles import path_of
 from planner.costs import CostModel
-from planner.files import read_yaml, validate
 from planner.forms import BLOCK_TOKENS
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec, load_model
@@ -27,13 +28,29 @@ from runtime.engine import Engine, random_prompts
 from runtime.weights import RandomWeights
 
 LAYERS, VOCAB = 3, 512
-JOBS = (Workload.uniform(8, 304, 7), Workload.uniform(24, 72, 7))
-"""Few long prompts and many short ones."""
-OVERHEAD_JOB = Workload.uniform(2, 16, 24)
-WARM_UP_STEPS = 2
-SLOWED = ("prefill", "rebuild", "forward")
+JOBS = ((1.0, Workload.uniform(8, 304, 7)), (1.0, Workload.uniform(24, 72, 7)), (0.5, Workload.uniform(40, 40, 7)))
+"""(width, relative to the profile's; requests): few long prompts, many short ones, and small operations."""
+SLOWED = ("embed", "prefill", "rebuild", "forward", "sample")
 """Kinds of operation whose kernels a profile compares with themselves inside the engine."""
+SMALL = ("embed", "rebuild", "sample")
+"""Those with the overhead of a small operation; the others run a whole layer."""
 PACED = ("h2d", "d2h", "h2d_during_d2h", "d2h_during_h2d")
+
+
+@dataclass(frozen=True)
+class EngineFit:
+    """Seconds of an operation inside the engine = slowdown x its kernels alone + overhead."""
+
+    slowdowns: dict[str, float]
+    op_overhead_s: float
+    forward_overhead_s: float
+    residual: float
+    """Mean relative residual over the kinds of operation of all probes."""
+
+    @classmethod
+    def none(cls) -> EngineFit:
+        """Before anything is known."""
+        return cls(dict.fromkeys(SLOWED, 1.0), 1e-5, 1e-5, 0.0)
 
 
 class Probe:
@@ -57,49 +74,67 @@ class Probe:
 
 @dataclass(frozen=True)
 class Probes:
-    """The engine under observation: a model with next to no arithmetic, and small jobs of every kind of operation."""
+    """The engine under observation: small jobs with every kind of operation."""
 
-    overhead: Probe
     jobs: tuple[Probe, ...]
 
     @classmethod
     def open(cls, hardware: HardwareProfile, hidden: int, dtype: str) -> Probes:
         """Plans the probes with rates as `hardware` has them: only how busy the streams are depends on it."""
-        tiny = load_model("opt-tiny")
-        overhead = make_plan(_any_profile(hardware.gpu.device), tiny, OVERHEAD_JOB, POLICIES["kv-only"])
-        return cls(Probe(overhead), tuple(Probe(job_plan(hardware, hidden, dtype, job)) for job in JOBS))
-
-    def run(self) -> None:
-        """One run of each."""
-        for probe in (self.overhead, *self.jobs):
-            probe.run()
+        widths = [max(64, int(share * hidden) // 64 * 64) for share, _ in JOBS]
+        return cls(tuple(Probe(job_plan(hardware, w, dtype, job)) for w, (_, job) in zip(widths, JOBS, strict=True)))
 
     def close(self) -> None:
-        for probe in (self.overhead, *self.jobs):
+        """Give threads and memory back."""
+        for probe in self.jobs:
             probe.close()
 
-    def overheads(self, kind: str) -> list[float]:
-        """Seconds of each operation of `kind` in decode steps of the tiny model, the first steps left out."""
-        return [
-            span.end_s - span.start_s
-            for run in self.overhead.runs for span in run.spans
-            if span.kind == kind and span.step > WARM_UP_STEPS
-        ]  # fmt: skip
+    def fit(self, profile: HardwareProfile) -> EngineFit:
+        """What the engine adds to kernels. `profile` holds their rates, timed in turn with the probes.
 
-    def slowdowns(self, profile: HardwareProfile) -> dict[str, list[float]]:
-        """By kind of operation: undisturbed time inside the engine over that of its kernels alone, one per job.
-
-        `profile` holds the rates of the kernels, timed in turn with the probes, and slows nothing.
+        Each kind of operation of each probe and phase counts once.
         """
-        found: dict[str, list[float]] = {kind: [] for kind in SLOWED}
+        rows: dict[str, list[tuple[float, float]]] = {}
         for probe in self.jobs:
-            taken = Repeats(probe.runs).kind_s()
-            once, twice = (_seconds_by_kind(profile, probe.plan, factor) for factor in (1.0, 2.0))
-            for kind in SLOWED:
-                key = f"{'prefill' if kind == 'prefill' else 'decode'}.{kind}"
-                kernels = twice[key] - once[key]  # what a slowdown multiplies; the rest is overhead
-                found[kind].append((taken[key] - (once[key] - kernels)) / kernels)
-        return found
+            for key, pair in _kernels_and_measured(profile, probe).items():
+                rows.setdefault(key.partition(".")[2], []).append(pair)
+        small, op_overhead = _affine({kind: rows[kind] for kind in SMALL})
+        forward, forward_overhead = _affine({"forward": rows["forward"]})
+        # Prefill runs the same calls as forward; its small products find their weights in the caches, so alone it
+        # would be taken for having no overhead.
+        prefill = [((taken - forward_overhead) / kernels) for kernels, taken in rows["prefill"]]
+        slowdowns = {**small, **forward, "prefill": max(float(np.median(prefill)), 0.1)}
+        overheads = {**dict.fromkeys(SMALL, op_overhead), "forward": forward_overhead, "prefill": forward_overhead}
+        residuals = [
+            slowdowns[kind] * kernels / taken + overheads[kind] / taken - 1
+            for kind in SLOWED for kernels, taken in rows[kind]
+        ]  # fmt: skip
+        return EngineFit(slowdowns, op_overhead, forward_overhead, float(np.mean(np.abs(residuals))))
+
+
+def _affine(rows: dict[str, list[tuple[float, float]]]) -> tuple[dict[str, float], float]:
+    """(slowdown of each kind, overhead of all): least squares of relative residuals, nothing negative."""
+    table = [
+        [*(kernels / taken * (kind == one) for one in rows), 1 / taken]
+        for kind, pairs in rows.items() for kernels, taken in pairs
+    ]  # fmt: skip
+    found, _ = nnls(np.array(table), np.ones(len(table)))
+    return dict(zip(rows, found[:-1].tolist(), strict=True)), float(found[-1])
+
+
+def _kernels_and_measured(profile: HardwareProfile, probe: Probe) -> dict[str, tuple[float, float]]:
+    """By phase and kind: mean seconds of one operation, by its kernels alone, and as undisturbed in the engine."""
+    taken = Repeats(probe.runs).kind_s()
+    once, twice = (_seconds_by_kind(profile, probe.plan, factor) for factor in (1.0, 2.0))
+    counts = Counter(kind_of(span) for span in probe.runs[0].spans)
+    # What doubles with the slowdown are the kernels; the rest is known (further attention calls) and not to be fitted.
+    return {
+        key: (
+            (twice[key] - once[key]) / counts[key],
+            (taken[key] - (2 * once[key] - twice[key])) / counts[key],
+        )
+        for key in taken if key.partition(".")[2] in SLOWED
+    }  # fmt: skip
 
 
 def _seconds_by_kind(profile: HardwareProfile, plan: Plan, slowdown: float) -> dict[str, float]:
@@ -143,12 +178,3 @@ def _device(hardware: HardwareProfile) -> Device:
     from runtime.cuda_device import CudaDevice  # noqa: PLC0415
 
     return CudaDevice(index=torch.cuda.current_device())
-
-
-def _any_profile(kind: str) -> HardwareProfile:
-    """A profile roomy enough to keep the tiny model resident; its rates do not matter here."""
-    data = read_yaml(path_of("rtx4090-pcie4"), "hardware profile")
-    curves = data["gpu"]["achieved"]["gemm_flops_by_rows"]
-    curves["float32"] = curves["float16"]
-    data["gpu"]["device"] = kind
-    return validate(HardwareProfile, data, "overhead")

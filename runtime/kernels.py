@@ -17,11 +17,11 @@ GEMM_INNER = (0.5, 1, 2, 4)
 GEMM_COLUMNS = 2
 """Columns, in widths: those of the rebuild, between those of the other products of a layer."""
 PROMPTS = (32, 64, 128, 256, 512, 1024)
-TOGETHER = (1, 4, 16)
+TOGETHER = (1, 2, 4, 8, 16)
 """Prompts in one call of causal attention, and at most how many tokens of them."""
 MOST_PROMPT_TOKENS = 2048
-REQUESTS = (1, 4, 16, 64)
-CONTEXTS = (16, 64, 128, 256, 512, 1024)
+REQUESTS = (1, 2, 4, 8, 16, 32, 64)
+CONTEXTS = (16, 32, 64, 128, 256, 512, 1024)
 MOST_TOKENS = 16384
 """Of requests times context: more only takes longer to measure."""
 GROUP = 4
@@ -29,6 +29,7 @@ GROUP = 4
 GROUP_AT = ((16, 256), (4, 512))
 COPY_BYTES = 2**28
 ELEMENT_ROWS = 512
+MERGE_ROWS = (1, 64)
 GATHER_ROWS, EMBEDDINGS = 1024, 1024
 
 
@@ -39,6 +40,7 @@ class Kernels:
         self.hidden, self.heads, self.operands = hidden, hidden // HEAD_DIM, operands
         self._source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=operands.device).zero_()
         self._target = torch.empty_like(self._source).zero_()
+        self._lse = torch.zeros(max(MERGE_ROWS), self.heads, device=operands.device)
         self._ids = torch.randint(0, EMBEDDINGS, (GATHER_ROWS,), device=operands.device)
 
     def run(self, one: Round) -> None:
@@ -67,8 +69,10 @@ class Kernels:
         one.time("memory", COPY_BYTES, 1, 2.0 * COPY_BYTES, partial(self._target.copy_, self._source))
         one.time("elementwise", ELEMENT_ROWS, 1, 22.0 * ELEMENT_ROWS * d * element, self.elementwise)
         one.time("gather", GATHER_ROWS, 1, 4.0 * GATHER_ROWS * d * element, self.gather)
-        one.time("parts", 2, 1, 1.0, partial(self.merge, 1))
-        one.time("parts", 3, 1, 1.0, partial(self.merge, 2))
+        for segments in (1, 2):
+            one.time("calls", segments, 1, 1.0, partial(self.attend_and_merge, segments))
+        for rows in MERGE_ROWS:
+            one.time("merge", rows, 1, 2.0 * rows * d * element, partial(self.merge, rows))
 
     def inner_sizes(self) -> list[int]:
         """Inner dimensions of the products measured."""
@@ -107,7 +111,7 @@ class Kernels:
         torch.index_select(table, 0, self._ids, out=out)
         out += table[self._ids]
 
-    def merge(self, segments: int) -> None:
+    def attend_and_merge(self, segments: int) -> None:
         """A new token's attention to itself and to `segments` tiny segments, merged."""
         query = self.operands.take(1, self.heads, 1, HEAD_DIM)
         parts = [attend_self(query, query, query)]
@@ -115,3 +119,10 @@ class Kernels:
             keys = self.operands.take(1, self.heads, 1, HEAD_DIM)
             parts.append(attend_segment(query, keys, keys))
         merge(parts)
+
+    def merge(self, rows: int) -> None:
+        """New tokens' attention to themselves, and one more part, merged into place."""
+        shape = (rows, self.heads, 1, HEAD_DIM)
+        query, other = self.operands.take(*shape), self.operands.take(*shape)
+        parts = [attend_self(query, query, query), (other, self._lse[:rows, :, None])]
+        self.operands.result(rows, self.hidden)[:] = merge(parts).reshape(rows, self.hidden)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from scipy.optimize import isotonic_regression
 
+from runtime.calibration import JOBS, EngineFit
 from runtime.kernels import GROUP
 from runtime.machine import device_name, host_memory_bytes, machine_facts
 from runtime.profile_link import LinkProbe
@@ -36,10 +37,8 @@ class Measured:
     in_use_bytes: int
     round: Round
     link: LinkProbe
-    overheads: dict[str, list[float]]
-    """By kind of operation: seconds with next to no arithmetic."""
-    slowdowns: dict[str, list[float]]
-    """By kind of operation: time inside the engine over that of the kernels alone."""
+    engine: EngineFit
+    probe_runs: int
 
 
 def document(m: Measured) -> dict[str, Any]:
@@ -85,29 +84,46 @@ def _gpu_memory(m: Measured) -> dict[str, Any]:
 
 def _achieved(m: Measured) -> Number:
     one = m.round.series
-    two, three = (one["parts"][n, 1].quiet_s for n in (2, 3))
+    fit = f"seconds = slowdown x kernels + overhead, over {len(JOBS)} small jobs, off by {m.engine.residual:.1%}"
+
+    def fitted(value: float) -> Number:
+        runs = m.probe_runs
+        return {**number([value] * 2, fit), "value": short(value), "runs": runs, "spread": round(m.engine.residual, 4)}
+
     return {
         "gemm_flops_by_rows": {m.request.dtype: _surface(m, "gemm", rising=True)},
         "prefill_attention_flops_by_tokens": _surface(m, "prefill", rising=True),
         "decode_attention_bytes_per_s_by_context": _surface(m, "decode"),
         "attention_group_cost": _group_cost(one),
+        "merge_bytes_per_s": _merge_rate(one["merge"]),
         "memory_bytes_per_s": _rate(one, "memory", "copy, read plus written"),
         "elementwise_bytes_per_s": _rate(one, "elementwise", "norms, residuals, activation"),
         "gather_bytes_per_s": _rate(one, "gather", "embeddings looked up and added"),
-        "op_overhead_s": number(m.overheads["embed"], "embedding of a model with next to no arithmetic"),
-        "forward_overhead_s": number(m.overheads["forward"], "forward of a model with next to no arithmetic"),
-        "attention_call_s": {
-            **number(one["parts"][3, 1].seconds, "one more tiny segment, attended and merged"),
-            "value": short(max(three - two, 0.0)),
-        },
-        "engine_slowdown": {
-            kind: {
-                **number(found, f"{kind} operations of small jobs over their kernels alone"),
-                "value": short(statistics.fmean(found)),
-            }
-            for kind, found in m.slowdowns.items()
+        "op_overhead_s": fitted(m.engine.op_overhead_s),
+        "forward_overhead_s": fitted(m.engine.forward_overhead_s),
+        **_per_call(one["calls"]),
+        "engine_slowdown": {kind: fitted(factor) for kind, factor in m.engine.slowdowns.items()},
+    }
+
+
+def _per_call(calls: dict[tuple[float, float], Series]) -> dict[str, Number]:
+    """Of attention to the new token and one or two tiny segments: what the second adds, and the rest of the first."""
+    one, two = calls[1, 1], calls[2, 1]
+    call_s = max(two.quiet_s - one.quiet_s, 0.0)
+    return {
+        "attention_call_s": {**number(two.seconds, "one more tiny segment attended"), "value": short(call_s)},
+        "attention_group_s": {
+            **number(one.seconds, "a token's attention to itself, merged with that to a tiny segment"),
+            "value": short(max(one.quiet_s - call_s, 0.0)),
         },
     }
+
+
+def _merge_rate(merges: dict[tuple[float, float], Series]) -> Number:
+    """Bytes per second beyond what the calls themselves cost: between few rows and many."""
+    few, many = (merges[key] for key in sorted(merges))
+    rate = (many.work - few.work) / max(many.quiet_s - few.quiet_s, 1e-9)
+    return {**number(many.seconds, "attention outputs of two parts, merged"), "value": short(rate)}
 
 
 def _group_cost(series: dict[str, dict[tuple[float, float], Series]]) -> Number:

@@ -12,7 +12,7 @@ import torch
 from planner.errors import InputError
 from planner.files import validate
 from planner.hardware import HardwareProfile
-from runtime.calibration import SLOWED, Probes
+from runtime.calibration import EngineFit, Probes
 from runtime.kernels import MOST_TOKENS, Kernels
 from runtime.machine import in_use_bytes
 from runtime.profile_document import Measured, document
@@ -73,30 +73,29 @@ class Profiler:
             link.run()
             # How busy the probes' streams are follows from a first look; what they measure does not depend on it.
             probes = Probes.open(self._profile(link, None), self.request.hidden, self.request.dtype)
-            self.round.series.clear()
             try:
                 for turn in range(ROUNDS):
                     if turn >= FEWEST_ROUNDS and time.perf_counter() - started > BUDGET_S[self.device.type]:
                         break
                     self.progress(turn + 1, self.STAGES, f"round {turn + 1} of {ROUNDS}")
-                    kernels.run(self.round)
-                    link.run()
-                    probes.run()
+                    for probe in probes.jobs:
+                        kernels.run(self.round)
+                        link.run()
+                        probe.run()
             finally:
                 probes.close()
         return self._profile(link, probes)
 
     def _profile(self, link: LinkProbe, probes: Probes | None) -> HardwareProfile:
-        """What has been measured so far; without probes the engine adds nothing to its kernels."""
-        none: dict[str, list[float]] = {kind: [1.0] for kind in SLOWED}
-        overheads = {kind: probes.overheads(kind) if probes else [1e-5] for kind in ("embed", "forward")}
+        """What has been measured so far; without probes the engine adds next to nothing to its kernels."""
 
-        def with_slowdowns(slowdowns: dict[str, list[float]]) -> HardwareProfile:
-            measured = Measured(self.request, self.device, self._in_use, self.round, link, overheads, slowdowns)
+        def of(fit: EngineFit) -> HardwareProfile:
+            runs = len(probes.jobs[0].runs) if probes else 1
+            measured = Measured(self.request, self.device, self._in_use, self.round, link, fit, runs)
             return validate(HardwareProfile, document(measured), "profile")
 
-        alone = with_slowdowns(none)
-        return with_slowdowns(probes.slowdowns(alone)) if probes else alone
+        alone = of(EngineFit.none())
+        return of(probes.fit(alone)) if probes else alone
 
 
 @contextmanager

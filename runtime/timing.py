@@ -18,6 +18,8 @@ class Series:
     work: float
     """FLOP or bytes in one run."""
     seconds: list[float]
+    repeats: int = 1
+    """Runs in one timing, so that it lasts long enough to be read."""
 
     @property
     def quiet_s(self) -> float:
@@ -59,24 +61,28 @@ class Round:
 
     def time(self, name: str, size: float, second: float, work: float, call: Callable[[], object]) -> None:
         """One more timing of a kernel at a size; `work` in FLOP or bytes."""
-        found = self.series.setdefault(name, {}).setdefault((size, second), Series(work, []))
-        found.seconds.append(self.timer.seconds(call))
+        sizes = self.series.setdefault(name, {})
+        if (size, second) not in sizes:
+            sizes[size, second] = Series(work, [], self.timer.repeats(call))
+        found = sizes[size, second]
+        found.seconds.append(self.timer.seconds(call, found.repeats))
 
 
 class Timer:
-    """Times calls on the device, long enough to be read and after a warm-up."""
+    """Times calls on the device. The first call of a kernel only warms up what is not data: code, handles, memory."""
+
+    LEAST_S = 0.002
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def seconds(self, call: Callable[[], object], least_s: float = 0.004) -> float:
-        """Seconds of one call, from as many as fill `least_s`."""
-        self._timed(call, 1)
-        once = self._timed(call, 1)
-        repeats = max(1, min(1000, int(least_s / max(once, 1e-7))))
-        return self._timed(call, repeats) if repeats > 1 else min(once, self._timed(call, 1))
+    def repeats(self, call: Callable[[], object]) -> int:
+        """How many calls fill `LEAST_S`."""
+        self.seconds(call)
+        return max(1, min(1000, int(self.LEAST_S / max(self.seconds(call), 1e-7))))
 
-    def _timed(self, call: Callable[[], object], repeats: int) -> float:
+    def seconds(self, call: Callable[[], object], repeats: int = 1) -> float:
+        """Seconds of one call, mean of `repeats`."""
         self._synchronize()
         start = time.perf_counter()
         for _ in range(repeats):

@@ -62,10 +62,12 @@ def ideal_hardware(
         "decode_attention_bytes_per_s_by_context": constant_surface(memory_bytes_per_s),
         "attention_group_cost": number(0.0),
         "memory_bytes_per_s": number(memory_bytes_per_s),
+        "merge_bytes_per_s": number(1e17),
         "elementwise_bytes_per_s": number(memory_bytes_per_s),
         "gather_bytes_per_s": number(memory_bytes_per_s),
-        **{key: number(0.0) for key in ("op_overhead_s", "forward_overhead_s", "attention_call_s")},
-        "engine_slowdown": {kind: number(1.0) for kind in ("prefill", "rebuild", "forward")},
+        **{key: number(0.0) for key in ("op_overhead_s", "forward_overhead_s")},
+        **{key: number(0.0) for key in ("attention_call_s", "attention_group_s")},
+        "engine_slowdown": {kind: number(1.0) for kind in ("embed", "prefill", "rebuild", "forward", "sample")},
     }
     data["link"] |= {key: number(h2d_bytes_per_s) for key in data["link"] if key.endswith("_bytes_per_s")}
     data["link"] |= {key: number(0.0) for key in ("latency_s", "compute_s_lost_per_byte")}

@@ -195,7 +195,7 @@ def test_prefill_waits_for_its_first_layer() -> None:
 
 def priced(costs: CostModel) -> list[OpCost]:
     return [
-        costs.rebuild(5), costs.decode_segments(3, ((3, 40.0), (2, 16.0))), costs.prefill_forward((40, 3)),
+        costs.rebuild(5), costs.decode_segments(3, ((2, (40.0, 16.0)), (1, (40.0,)))), costs.prefill_forward((40, 3)),
         costs.embed(7), costs.sample(3),
     ]  # fmt: skip
 
@@ -216,7 +216,7 @@ def test_terms_by_hand() -> None:
     hardware = ideal_hardware(gemm_flops=1e12, memory_bytes_per_s=1e12).with_values(
         **{"gpu.achieved.engine_slowdown.forward": 2.0, "gpu.achieved.forward_overhead_s": 5e-6}
     )
-    found = terms(TermCosts(hardware, MODEL).decode_segments(2, ((2, 30.0),)))
+    found = terms(TermCosts(hardware, MODEL).decode_segments(2, ((2, (30.0,)),)))
     h, f, e = MODEL.hidden, MODEL.ffn, MODEL.element_bytes
     arithmetic, traffic = 2 * 2 * h * f / 1e12, e * (h * f + 2 * (h + f)) / 1e12
     assert arithmetic > traffic
