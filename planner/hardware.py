@@ -75,6 +75,27 @@ class HardwareProfile(Strict):
             node[leaf] = {"value": float(value), "kind": "assumed", "source": "set by the caller"}
         return validate(HardwareProfile, data, self.id)
 
+    def at_speed(self, gemm: float, memory: float) -> HardwareProfile:
+        """A copy whose products and overheads take `gemm` times as long, and all its other kernels `memory` times."""
+        data = self.to_plain()
+        for key, node in data["gpu"]["achieved"].items():
+            if key == "gemm_flops_by_rows":
+                for table in node.values():
+                    _scale(table, 1 / gemm)
+            elif "_per_s" in key or "flops" in key:
+                _scale(node, 1 / memory)
+            elif key.endswith("_s"):
+                _scale(node, gemm)
+        return validate(HardwareProfile, data, self.id)
+
+
+def _scale(node: dict[str, Any], factor: float) -> None:
+    """Multiply a number, or every rate of a table, in place."""
+    if "value" in node:
+        node["value"] *= factor
+    for one in node.get("slices", ()):
+        one["points"] = [[size, rate * factor] for size, rate in one["points"]]
+
 
 def load_hardware(name_or_file: str) -> HardwareProfile:
     """A shipped profile by name, or one from a YAML file; InputError when it is neither or malformed."""

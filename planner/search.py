@@ -34,6 +34,8 @@ from planner.workload import Workload
 TOLERANCE = 1e-3
 PREFILL_CHUNK_TOKENS = 2048
 """Rows at which GEMM rates have levelled off in every profile: larger chunks only need more workspace."""
+WIDER_CHUNKS = (2048, 1024, 512, 256, 128)
+"""Tried, the widest first, where memory only sufficed to plan with the longest prompt as a chunk."""
 MAX_EXACT_SOLVES = 6
 MAX_ROUNDINGS = 8
 NEAR = 0.01
@@ -264,16 +266,24 @@ class Search:
         return costs.model.layers * layer + costs.sample(len(self.requests)).seconds
 
     def _widest_passes(self, decisions: Decisions, roomy: bool) -> Decisions:
-        """Let prefill use every byte that decode's buffers and the rest of the budget leave it."""
-        model = self.costs.model
+        """Let prefill use every byte that decode's buffers and the rest of the budget leave it.
+
+        Larger chunks run at better rates, and longer passes load the streamed weights less often.
+        """
+        model, budget = self.costs.model, self.costs.hardware.gpu.budget_bytes
+        chunk, least = self._prefill_tokens(roomy)
+        for wider in (size for size in WIDER_CHUNKS if size > chunk):
+            passes = self._passes(decisions.mini_batches, wider, max(wider, least))
+            if planned_bytes(gpu_lines(model, replace(decisions, prefill_passes=passes))) <= budget:
+                chunk, least = wider, max(wider, least)
+                decisions = replace(decisions, prefill_passes=passes)
+                break
         lines = gpu_lines(model, decisions)
         # Not `planned_bytes`: prefill may grow up to the whole budget.
         taken = sum(line.nbytes for line in lines if line.phase == "always")
         others = sum(line.nbytes for line in lines if line.phase == "prefill" and not line.name.startswith("hidden"))
-        margin = (len(lines) + 1) * ALIGNMENT
-        room = self.costs.hardware.gpu.budget_bytes - taken - others - margin
+        room = budget - taken - others - (len(lines) + 1) * ALIGNMENT
         tokens = min(self.prompt_tokens, room // (model.hidden * model.element_bytes))
-        chunk, least = self._prefill_tokens(roomy)
         return replace(decisions, prefill_passes=self._passes(decisions.mini_batches, chunk, max(tokens, least)))
 
     def _passes(self, batches: tuple[MiniBatch, ...], chunk: int, passed: int) -> tuple[PrefillPass, ...]:

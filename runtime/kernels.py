@@ -33,6 +33,16 @@ MERGE_ROWS = (1, 64)
 GATHER_ROWS, EMBEDDINGS = 1024, 1024
 
 
+def calibrated_shapes(hidden: int) -> set[tuple[str, int, int, int]]:
+    """Shapes that `Kernels.run` times: `gemm` rows, inner, columns; `decode` and `prefill` requests, tokens, width."""
+    columns = GEMM_COLUMNS * hidden
+    return {
+        *(("gemm", rows, int(inner * hidden), columns) for rows in GEMM_ROWS for inner in GEMM_INNER),
+        *(("decode", requests, context, hidden) for requests in REQUESTS for context in CONTEXTS),
+        *(("prefill", together, prompt, hidden) for together in TOGETHER for prompt in PROMPTS),
+    }
+
+
 class Kernels:
     """Every kernel of the cost model at one model width; `run` times each of them once."""
 

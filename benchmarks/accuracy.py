@@ -1,0 +1,156 @@
+"""`python -m benchmarks.accuracy`: predictions made before the run, from a profile calibrated on other shapes.
+
+Profiles this machine, plans a grid of small jobs, and executes each several times, in rounds over the whole grid.
+Before each run a gauge of a few kernels says how fast the machine is now, and the prediction for that run is made from
+it. A point's prediction and its measurement are the lower quartiles of those of its runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.accuracy_report import summary
+from benchmarks.grid import PROFILE_HIDDEN, Point, executed_shapes, points
+from benchmarks.records import RESULTS, write
+from planner.costs import CostModel
+from planner.files import dump_yaml, write_whole
+from planner.hardware import HardwareProfile
+from planner.plan import Plan
+from planner.repeats import Repeats
+from planner.simulator import simulate
+from planner.timeline import Timeline
+from runtime.calibration import JOBS, LAYERS
+from runtime.execution import execute
+from runtime.gauge import Gauge, Speed
+from runtime.kernels import GEMM_COLUMNS, GEMM_ROWS, calibrated_shapes
+from runtime.profiler import Profiler, Request
+
+ROUNDS = 5
+RECORD, PROFILE = "accuracy.json", "accuracy-profile.yaml"
+
+
+@dataclass
+class Runs:
+    """One point: its plan, and what was predicted and measured, run by run."""
+
+    point: Point
+    plan: Plan
+    predicted: list[Timeline] = field(default_factory=list)
+    measured: list[Timeline] = field(default_factory=list)
+    speeds: list[Speed] = field(default_factory=list)
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+
+    def run(self, gauge: Gauge) -> None:
+        """Gauge, predict, execute."""
+        speed = Speed.of(gauge.read())
+        costs = CostModel(speed.applied(self.plan.hardware), self.plan.model)
+        self.predicted.append(simulate(costs, self.plan.decisions))
+        done = execute(self.plan, seed=len(self.measured))
+        self.measured.append(done.measured)
+        self.speeds.append(speed)
+        self.peak_bytes = done.peak_bytes
+
+    def record(self) -> dict[str, Any]:
+        """The point as data: undisturbed figures, and those of its median run."""
+        predicted, measured = Repeats(self.predicted), Repeats(self.measured)
+        static = simulate(CostModel(self.plan.hardware, self.plan.model), self.plan.decisions)
+        left, right = predicted.kind_s(), measured.kind_s()
+        return {
+            "split": "validate",
+            **self.point.describe(),
+            "act_share": self.plan.prediction.act_share,
+            "mini_batches": len(self.plan.decisions.mini_batches),
+            "binding": self.plan.prediction.binding,
+            "runs": len(self.measured),
+            "speed": {"gemm": [s.gemm for s in self.speeds], "memory": [s.memory for s in self.speeds]},
+            "disturbance": measured.disturbance,
+            "predicted": _times(predicted), "measured": _times(measured),
+            "predicted_without_gauge": {"prefill_s": static.prefill_s, "decode_step_s": static.decode_step_s,
+                                        "total_s": static.total_s},
+            "median_run": {
+                key: statistics.median(getattr(run, key) for run in self.measured)
+                for key in ("prefill_s", "decode_step_s", "total_s")
+            },
+            "kinds": {key: {"predicted_s": left[key], "measured_s": right[key]} for key in left if left[key]},
+            "peak_bytes": {
+                place: {"predicted": self.plan.memory[place].planned_bytes, "measured": self.peak_bytes[place]}
+                for place in ("gpu", "host")
+            },
+        }  # fmt: skip
+
+
+def _times(repeats: Repeats) -> dict[str, float]:
+    return {"prefill_s": repeats.prefill_s, "decode_step_s": repeats.decode_step_s, "total_s": repeats.total_s}
+
+
+def main() -> None:
+    """Measure and write the record; print its summary."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"runs of each point (default {ROUNDS})")
+    parser.add_argument("--every", type=int, default=1, help="only every n-th point, for a quick look")
+    parser.add_argument("--dry-run", action="store_true", help="only print the summary; write nothing")
+    options = parser.parse_args()
+    started = time.perf_counter()
+    request = Request("cpu", hidden=PROFILE_HIDDEN, heads=PROFILE_HIDDEN // 64, profile_id="accuracy-profile")
+    profile = Profiler(request, lambda done, of, text: print(f"profile {done}/{of}: {text}", flush=True)).run()
+    grid = [Runs(point, point.plan(profile)) for point in list(points())[:: options.every]]
+    check_disjoint(profile, grid)
+    gauge = Gauge(profile)
+    for turn in range(options.rounds):
+        for i, one in enumerate(grid):
+            one.run(gauge)
+            if i % 12 == 0:
+                print(f"round {turn + 1}/{options.rounds}, point {i + 1}/{len(grid)}", flush=True)
+    document = {
+        "date": datetime.date.today().isoformat(),
+        "machine": profile.machine,
+        "took_s": round(time.perf_counter() - started),
+        "calibrate": calibration(profile),
+        "points": [one.record() for one in grid],
+    }
+    if not options.dry_run:
+        write_whole(RESULTS / PROFILE, dump_yaml(profile.to_plain()))
+        print(f"written: {write(RECORD, document)}")
+    print(summary(document))
+
+
+def calibration(profile: HardwareProfile) -> dict[str, Any]:
+    """What the profile was calibrated on, for the record and for the proof."""
+    tables = {
+        "gemm": next(iter(profile.gpu.achieved.gemm_flops_by_rows.values())),
+        "prefill attention": profile.gpu.achieved.prefill_attention_flops_by_tokens,
+        "decode attention": profile.gpu.achieved.decode_attention_bytes_per_s_by_context,
+    }
+    return {
+        "split": "calibrate",
+        "profile_hash": profile.content_hash,
+        "kernels": {
+            "hidden": PROFILE_HIDDEN, "gemm_rows": list(GEMM_ROWS), "gemm_columns": GEMM_COLUMNS * PROFILE_HIDDEN,
+        },
+        "jobs": [
+            {"width_share": share, "layers": LAYERS, "requests": len(job), "prompt_len": job.requests[0].prompt_len}
+            for share, job in JOBS
+        ],
+        "leave_one_out": {
+            name: {"median": statistics.median(map(abs, table.left_out)), "n": len(table.left_out)}
+            for name, table in tables.items()
+        },
+    }  # fmt: skip
+
+
+def check_disjoint(profile: HardwareProfile, grid: list[Runs]) -> None:
+    """SystemExit unless no executed shape, width or job of the grid was calibrated on."""
+    shared = executed_shapes(one.plan for one in grid) & calibrated_shapes(PROFILE_HIDDEN)
+    jobs = {(len(job), job.requests[0].prompt_len) for _, job in JOBS}
+    repeated = [one for one in grid if (len(one.plan.workload), one.plan.workload.requests[0].prompt_len) in jobs]
+    if shared or repeated:
+        raise SystemExit(f"not out of sample: {sorted(shared)[:5]}, {len(repeated)} jobs calibrated on")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What the records of `benchmarks.accuracy` say: errors with mean, median, 95th percentile, worst and n."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+QUANTITIES = {"decode_step_s": "decode step", "prefill_s": "prefill", "total_s": "whole job (1 / throughput)"}
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Of |predicted / measured - 1|."""
+
+    n: int
+    mean: float
+    median: float
+    p95: float
+    worst: float
+    bias: float
+    """Mean of predicted / measured - 1, signed."""
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[float, float]]) -> Errors:
+        """From (predicted, measured)."""
+        signed = np.array([predicted / measured - 1 for predicted, measured in pairs if measured > 0])
+        size = np.abs(signed)
+        return cls(
+            len(size), float(size.mean()), float(np.median(size)), float(np.percentile(size, 95)), float(size.max()),
+            float(signed.mean()),
+        )  # fmt: skip
+
+    def row(self, name: str) -> str:
+        """A row of a Markdown table."""
+        figures = " | ".join(f"{x:.1%}" for x in (self.mean, self.median, self.p95, self.worst))
+        return f"| {name} | {self.n} | {figures} | {self.bias:+.1%} |"
+
+
+def errors(points: list[dict[str, Any]], key: str, left: str = "predicted", right: str = "measured") -> Errors:
+    """Errors of one quantity over points."""
+    return Errors.of((point[left][key], point[right][key]) for point in points)
+
+
+def kind_errors(points: list[dict[str, Any]]) -> dict[str, Errors]:
+    """Errors of the total time of every kind of operation, by phase and kind."""
+    kinds: dict[str, list[tuple[float, float]]] = {}
+    for point in points:
+        for key, pair in point["kinds"].items():
+            kinds.setdefault(key, []).append((pair["predicted_s"], pair["measured_s"]))
+    return {key: Errors.of(pairs) for key, pairs in sorted(kinds.items())}
+
+
+def memory_errors(points: list[dict[str, Any]], place: str) -> Errors:
+    """Errors of peak bytes in one place, where anything was planned there."""
+    found = [point["peak_bytes"][place] for point in points]
+    return Errors.of((one["predicted"], one["measured"]) for one in found if one["predicted"])
+
+
+HEADER = "| | n | mean | median | 95th percentile | worst | bias |\n|---|---|---|---|---|---|---|"
+
+
+def main_table(points: list[dict[str, Any]]) -> str:
+    """Decode step, prefill and whole job, as Markdown."""
+    return "\n".join([HEADER, *(errors(points, key).row(name) for key, name in QUANTITIES.items())])
+
+
+def kinds_table(points: list[dict[str, Any]]) -> str:
+    """Every kind of operation, as Markdown."""
+    return "\n".join([HEADER, *(one.row(f"`{key}`") for key, one in kind_errors(points).items())])
+
+
+def groups_table(points: list[dict[str, Any]]) -> str:
+    """Decode step by policy, link rate, width and what binds, as Markdown."""
+    rows = []
+    for title, key in (("policy", "policy"), ("width", "hidden"), ("K/V heads", "kv_heads"), ("binding", "binding")):
+        for value in sorted({point[key] for point in points}, key=str):
+            rows.append(errors([p for p in points if p[key] == value], "decode_step_s").row(f"{title} {value}"))
+    for rate in sorted({point["link_bytes_per_s"] for point in points}):
+        some = [p for p in points if p["link_bytes_per_s"] == rate]
+        rows.append(errors(some, "decode_step_s").row(f"link {rate / 1e9:g} GB/s"))
+    return "\n".join([HEADER, *rows])
+
+
+def summary(document: dict[str, Any]) -> str:
+    """All tables of a record."""
+    points = document["points"]
+    parts = [main_table(points), groups_table(points), kinds_table(points), HEADER]
+    parts += [memory_errors(points, place).row(f"peak bytes, {place}") for place in ("gpu", "host")]
+    for key, name in QUANTITIES.items():
+        parts.append(errors(points, key, right="median_run").row(f"{name}, against the median run"))
+        parts.append(errors(points, key, left="predicted_without_gauge").row(f"{name}, without gauge"))
+    return "\n\n".join(parts[:4]) + "\n" + "\n".join(parts[4:])

@@ -1,0 +1,127 @@
+"""How fast a machine is now, against what its profile says: a few kernels timed again.
+
+A machine that others use too is not equally fast all the time. A reading takes about a tenth of a second, so it can be
+taken before each of many runs, and `hybridserve profile --check` takes many of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from planner.errors import InputError
+from planner.gpu import Gpu
+from planner.hardware import HardwareProfile
+from runtime.kernels import GROUP_AT, HEAD_DIM, Kernels
+from runtime.timing import Operands, Round, Series, Timer
+
+GEMM_ROWS = (32, 128, 512, 1024)
+ATTENDED = GROUP_AT[0]
+"""(requests, context) of the attention call of a decode step."""
+PROMPTS = (2, 256)
+"""(prompts, tokens of each) of the causal attention."""
+ELEMENT_ROWS = 512
+TOLERANCE = 0.10
+"""A profile describes a machine if its kernels take as long as it says within this, in the median of each kind."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One kernel: seconds as the profile has it and as measured now."""
+
+    name: str
+    kind: str
+    """`gemm`: bound by arithmetic; `memory`: by caches and memory."""
+    profile_s: float
+    measured_s: float
+    spread: float
+
+    @property
+    def slowdown(self) -> float:
+        """Measured over profile: 1.1 is ten percent slower than the profile says."""
+        return self.measured_s / self.profile_s
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How many times longer than the profile says kernels take now."""
+
+    gemm: float
+    memory: float
+
+    @classmethod
+    def of(cls, readings: list[Reading]) -> Speed:
+        """Median of each kind."""
+        kinds = {kind: [r.slowdown for r in readings if r.kind == kind] for kind in ("gemm", "memory")}
+        return cls(statistics.median(kinds["gemm"]), statistics.median(kinds["memory"]))
+
+    @property
+    def describes(self) -> bool:
+        """True when the profile still holds within `TOLERANCE`."""
+        return max(abs(self.gemm - 1), abs(self.memory - 1)) <= TOLERANCE
+
+    def applied(self, hardware: HardwareProfile) -> HardwareProfile:
+        """`hardware` as fast as it is now."""
+        return hardware.at_speed(self.gemm, self.memory)
+
+
+class Gauge:
+    """Times a sample of the kernels that `hardware` was profiled with."""
+
+    def __init__(self, hardware: HardwareProfile) -> None:
+        if hardware.gpu.device == "cuda" and not torch.cuda.is_available():
+            raise InputError(
+                f"the profile is of {hardware.gpu.name}, and this machine has no CUDA device",
+                where=hardware.id, cure="Check it on the machine that it describes",
+            )  # fmt: skip
+        gpu, device = hardware.gpu, torch.device(hardware.gpu.device)
+        self.dtype, table = next(iter(gpu.achieved.gemm_flops_by_rows.items()))
+        inner = [one.second for one in table.slices]
+        hidden = max(HEAD_DIM, round(inner[min(1, len(inner) - 1)] / HEAD_DIM) * HEAD_DIM)
+        self.kernels = Kernels(hidden, Operands(device, getattr(torch, self.dtype)))
+        self._timer = Timer(device)
+        self._sample = self._sample_of(gpu)
+
+    def read(self, turns: int = 4) -> list[Reading]:
+        """Each kernel `turns` times, in turn; the lower quartile counts, as in a profile."""
+        one = Round(self._timer)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with torch.inference_mode():
+                for _ in range(turns):
+                    for name, (_, _, call) in self._sample.items():
+                        one.time(name, 1, 1, 1.0, call)
+        finally:
+            torch.set_num_threads(threads)
+        found = {name: one.series[name][1, 1] for name in self._sample}
+        return [self._reading(name, found[name]) for name in self._sample]
+
+    def _reading(self, name: str, series: Series) -> Reading:
+        kind, profile_s, _ = self._sample[name]
+        return Reading(name, kind, profile_s, series.quiet_s, series.spread)
+
+    def _sample_of(self, gpu: Gpu) -> dict[str, tuple[str, float, Callable[[], None]]]:
+        """By name: kind, seconds as the profile has it, and the call."""
+        k, element = self.kernels, self.kernels.operands.dtype.itemsize
+        d, heads = k.hidden, k.heads
+        found: dict[str, tuple[str, float, Callable[[], None]]] = {}
+        for rows in GEMM_ROWS:
+            seconds = gpu.gemm_time(rows, d, 2 * d, self.dtype, element)
+            found[f"GEMM, {rows} rows"] = ("gemm", seconds, partial(k.product, rows, d, 2 * d))
+        requests, context = ATTENDED
+        kv_bytes = 2.0 * requests * context * d * element
+        seconds = gpu.decode_attention_time(kv_bytes, requests, context, 1)
+        call: Callable[[], None] = partial(k.attend, requests, context, heads, 1)
+        found[f"decode attention, {requests} x {context}"] = ("memory", seconds, call)
+        prompts, tokens = PROMPTS
+        seconds = gpu.prefill_attention_time(2.0 * prompts * tokens * tokens * d, tokens, prompts)
+        call = partial(k.attend_prompts, prompts, tokens)
+        found[f"prefill attention, {prompts} x {tokens}"] = ("memory", seconds, call)
+        seconds = gpu.elementwise_time(22.0 * ELEMENT_ROWS * d * element)
+        found[f"element-wise, {ELEMENT_ROWS} rows"] = ("memory", seconds, k.elementwise)
+        return found
