@@ -11,7 +11,7 @@ import typer
 from planner import catalogue, flags, report, selection, terminal
 from planner.attribution import attribute
 from planner.costs import CostModel
-from planner.errors import HybridserveError, InputError
+from planner.errors import HybridserveError, InputError, RunError
 from planner.explain_report import explain_report, explain_result
 from planner.files import dump_yaml, write_whole
 from planner.hardware import load_hardware
@@ -21,9 +21,13 @@ from planner.planning import make_plan
 from planner.policies import POLICIES
 from planner.results import plan_result, times
 from planner.simulator import simulate
+from planner.speed import Check
 from planner.trace import write_trace
 from planner.workload import Workload
 from runtime import prompts as lines
+
+CHECK_TURNS = 24
+"""Readings of each kernel by `profile --check`: a second or two."""
 
 app = typer.Typer(
     add_completion=True,
@@ -137,7 +141,10 @@ def run_command(
 
 @app.command("profile")
 def profile_command(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Write the profile here.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the profile here.")] = None,
+    check: Annotated[
+        str | None, typer.Option("--check", help="Measure a sample and say whether this profile still holds.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cuda or cpu.")] = "cpu",
     link_gbps: Annotated[
         float | None,
@@ -148,11 +155,16 @@ def profile_command(
         int, typer.Option("--hidden", min=64, max=2**16, help="Model width to measure kernels at.")
     ] = 512,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Default: float32 on cpu, float16 on cuda.")] = None,
+    as_json: flags.Json = False,
 ) -> None:  # fmt: skip
-    """Measure this machine and write a hardware profile.
+    """Measure this machine and write a hardware profile, or check one. Exit code 1 where a profile no longer holds.
 
     Example: hybridserve profile --device cpu --link-gbps 0.4 -o here.yaml
     """
+    if check is not None:
+        return _check_profile(check, output, as_json)
+    if output is None:
+        raise InputError("no file to write", where="profile", cure="Give -o FILE.yaml, or --check FILE.yaml")
     selection.one_of("--device", device, ("cpu", "cuda"))
     kind = dtype or ("float16" if device == "cuda" else "float32")
     selection.one_of("--dtype", kind, ("float16", "bfloat16", "float32"))
@@ -167,12 +179,28 @@ def profile_command(
         gpu_bytes=int(gpu_memory_gb * 1e9) if gpu_memory_gb else None,
     )  # fmt: skip
     with terminal.steps("measuring", total=Profiler.STAGES) as advance:
-        profile = Profiler(request, advance).run()
+        profiler = Profiler(request, advance)
+        profile = profiler.run()
     write_whole(output, dump_yaml(profile.to_plain()))
-    terminal.show(False, {}, report.hardware_report(profile))
+    terminal.show(as_json, *catalogue.hardware(profile))
     terminal.written(output)
-    if noise := report.noise_warning(profile):
+    if noise := report.noise_warning(profiler.repeatability):
         terminal.err.print(noise, soft_wrap=True)
+
+
+def _check_profile(name: str, output: Path | None, as_json: bool) -> None:
+    """`profile --check`: exit code 1, with the verdict, where the profile does not hold."""
+    if output is not None:
+        raise InputError("--check writes nothing", where="--output", cure="Leave out one of them")
+    hardware = load_hardware(name)
+    _need_runtime()
+    from runtime.gauge import Gauge  # noqa: PLC0415
+
+    with terminal.status(f"checking {hardware.id}"):
+        found = Check(hardware, Gauge(hardware).read(CHECK_TURNS))
+    terminal.show(as_json, found.result(), found.report())
+    if not found.speed.describes:
+        raise RunError(found.verdict)
 
 
 @app.command("compare")

@@ -20,13 +20,15 @@ from benchmarks.records import RESULTS, write
 from planner.costs import CostModel
 from planner.files import dump_yaml, write_whole
 from planner.hardware import HardwareProfile
+from planner.interpolation import left_out
 from planner.plan import Plan
 from planner.repeats import Repeats
 from planner.simulator import simulate
+from planner.speed import Speed
 from planner.timeline import Timeline
 from runtime.calibration import JOBS, LAYERS
 from runtime.execution import execute
-from runtime.gauge import Gauge, Speed
+from runtime.gauge import Gauge
 from runtime.kernels import GEMM_COLUMNS, GEMM_ROWS, calibrated_shapes
 from runtime.profiler import Profiler, Request
 
@@ -121,11 +123,6 @@ def main() -> None:
 
 def calibration(profile: HardwareProfile) -> dict[str, Any]:
     """What the profile was calibrated on, for the record and for the proof."""
-    tables = {
-        "gemm": next(iter(profile.gpu.achieved.gemm_flops_by_rows.values())),
-        "prefill attention": profile.gpu.achieved.prefill_attention_flops_by_tokens,
-        "decode attention": profile.gpu.achieved.decode_attention_bytes_per_s_by_context,
-    }
     return {
         "split": "calibrate",
         "profile_hash": profile.content_hash,
@@ -136,10 +133,7 @@ def calibration(profile: HardwareProfile) -> dict[str, Any]:
             {"width_share": share, "layers": LAYERS, "requests": len(job), "prompt_len": job.requests[0].prompt_len}
             for share, job in JOBS
         ],
-        "leave_one_out": {
-            name: {"median": statistics.median(map(abs, table.left_out)), "n": len(table.left_out)}
-            for name, table in tables.items()
-        },
+        "leave_one_out": [one._asdict() for one in left_out(profile)],
     }  # fmt: skip
 
 

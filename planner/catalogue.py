@@ -11,7 +11,8 @@ import hwprofiles
 from planner import report, selection
 from planner.efficiency import efficiencies
 from planner.errors import InputError, nearest
-from planner.hardware import load_hardware
+from planner.hardware import HardwareProfile, load_hardware
+from planner.interpolation import left_out, left_out_report
 from planner.model import known_models, load_model
 from planner.sensitivity import worth_measuring
 from planner.sensitivity_report import efficiency_report, worth_report
@@ -32,16 +33,23 @@ def look_up(what: str, name: str | None) -> Shown:
         model = load_model(wanted)
         return model.model_dump(), report.model_report(model)
     if what == "hardware" or wanted in lists["hardware"] or wanted.endswith((".yaml", ".yml")):
-        return _hardware(wanted)
+        return hardware(load_hardware(wanted))
     known = [*lists["hardware"], *lists["models"], *lists]
     raise InputError(f"nothing known as '{wanted}'", where="show", cure=nearest(wanted, known))
 
 
-def _hardware(wanted: str) -> Shown:
-    profile = load_hardware(wanted)
-    reached, worth = efficiencies(profile), worth_measuring(profile)
-    data = {**profile.to_plain(), "efficiency": [one._asdict() for one in reached], **worth.to_plain()}
-    return data, Group(report.hardware_report(profile), efficiency_report(reached), worth_report(worth))
+def hardware(profile: HardwareProfile) -> Shown:
+    """Every number of a profile, how good its tables are, and what would be worth measuring."""
+    reached, missed, worth = efficiencies(profile), left_out(profile), worth_measuring(profile)
+    data = {
+        **profile.to_plain(),
+        "efficiency": [one._asdict() for one in reached],
+        "interpolation": [one._asdict() for one in missed],
+        **worth.to_plain(),
+    }
+    parts = [report.hardware_report(profile), efficiency_report(reached)]
+    parts += [left_out_report(missed)] if missed else []
+    return data, Group(*parts, worth_report(worth))
 
 
 def _list_of(what: str) -> RenderableType:

@@ -24,8 +24,8 @@ TIMES = {
 """What people call the keys of a result."""
 
 
-NOISY = 0.15
-"""Spread (interquartile range over median) of a measurement from which a profile deserves a warning."""
+NOISY = 0.03
+"""Halves of a measurement that differ by more deserve a warning."""
 
 
 def plan_report(plan: Plan) -> RenderableType:
@@ -158,15 +158,13 @@ def hardware_report(hardware: HardwareProfile) -> RenderableType:
     return Group(*parts)
 
 
-def noise_warning(hardware: HardwareProfile) -> str | None:
-    """A line for people when measurements scattered so much that predictions will, too."""
-    spreads = {key: node["spread"] for key, node in _numbers(hardware.to_plain(), "") if "spread" in node}
-    worst = max(spreads, key=lambda key: spreads[key], default=None)
-    if worst is None or spreads[worst] <= NOISY:
+def noise_warning(repeatability: float) -> str | None:
+    """A line for people when two halves of a measurement differ too much for predictions to be repeatable."""
+    if repeatability <= NOISY:
         return None
     return (
-        f"noisy machine: {worst} scattered by {spreads[worst]:.0%} between runs. Predictions will be off by as much; "
-        "measure again when nothing else is running"
+        f"this machine is too noisy: the first and the second half of this measurement differ by {repeatability:.1%} "
+        "in the median, and so may two profiles and what they predict. Measure again when nothing else is running"
     )
 
 

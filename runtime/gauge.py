@@ -6,9 +6,7 @@ taken before each of many runs, and `hybridserve profile --check` takes many of 
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,6 +14,7 @@ import torch
 from planner.errors import InputError
 from planner.gpu import Gpu
 from planner.hardware import HardwareProfile
+from planner.speed import Reading
 from runtime.kernels import GROUP_AT, HEAD_DIM, Kernels
 from runtime.timing import Operands, Round, Series, Timer
 
@@ -25,48 +24,6 @@ ATTENDED = GROUP_AT[0]
 PROMPTS = (2, 256)
 """(prompts, tokens of each) of the causal attention."""
 ELEMENT_ROWS = 512
-TOLERANCE = 0.10
-"""A profile describes a machine if its kernels take as long as it says within this, in the median of each kind."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One kernel: seconds as the profile has it and as measured now."""
-
-    name: str
-    kind: str
-    """`gemm`: bound by arithmetic; `memory`: by caches and memory."""
-    profile_s: float
-    measured_s: float
-    spread: float
-
-    @property
-    def slowdown(self) -> float:
-        """Measured over profile: 1.1 is ten percent slower than the profile says."""
-        return self.measured_s / self.profile_s
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How many times longer than the profile says kernels take now."""
-
-    gemm: float
-    memory: float
-
-    @classmethod
-    def of(cls, readings: list[Reading]) -> Speed:
-        """Median of each kind."""
-        kinds = {kind: [r.slowdown for r in readings if r.kind == kind] for kind in ("gemm", "memory")}
-        return cls(statistics.median(kinds["gemm"]), statistics.median(kinds["memory"]))
-
-    @property
-    def describes(self) -> bool:
-        """True when the profile still holds within `TOLERANCE`."""
-        return max(abs(self.gemm - 1), abs(self.memory - 1)) <= TOLERANCE
-
-    def applied(self, hardware: HardwareProfile) -> HardwareProfile:
-        """`hardware` as fast as it is now."""
-        return hardware.at_speed(self.gemm, self.memory)
 
 
 class Gauge:

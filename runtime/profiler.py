@@ -86,6 +86,11 @@ class Profiler:
                 probes.close()
         return self._profile(link, probes)
 
+    @property
+    def repeatability(self) -> float:
+        """How far two profiles taken one after the other would differ, relative."""
+        return self.round.repeatability
+
     def _profile(self, link: LinkProbe, probes: Probes | None) -> HardwareProfile:
         """What has been measured so far; without probes the engine adds next to nothing to its kernels."""
 

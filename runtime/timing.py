@@ -52,11 +52,11 @@ class Round:
 
     @property
     def repeatability(self) -> float:
-        """How far two measurements would differ: the odd against the even timings of each kernel, in the median."""
-        halves = [
-            (Series(one.work, one.seconds[::2]).quiet_s, Series(one.work, one.seconds[1::2]).quiet_s)
-            for sizes in self.series.values() for one in sizes.values() if len(one.seconds) > 1
-        ]  # fmt: skip
+        """How far two measurements would differ: the first half against the second of each kernel, in the median."""
+        halves = []
+        for one in (one for sizes in self.series.values() for one in sizes.values() if len(one.seconds) > 1):
+            cut = len(one.seconds) // 2
+            halves.append([Series(one.work, part).quiet_s for part in (one.seconds[:cut], one.seconds[cut:])])
         return statistics.median(abs(a / b - 1) for a, b in halves) if halves else 0.0
 
     def time(self, name: str, size: float, second: float, work: float, call: Callable[[], object]) -> None:
