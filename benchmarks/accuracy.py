@@ -2,14 +2,13 @@
 
 Profiles this machine, plans a grid of small jobs, and executes each several times, in rounds over the whole grid.
 Before each run a gauge of a few kernels says how fast the machine is now, and the prediction for that run is made from
-it. A point's prediction and its measurement are the lower quartiles of those of its runs.
+it. A point's prediction and its measurement are what its runs take undisturbed (`planner.repeats`).
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import statistics
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,26 +57,23 @@ class Runs:
         self.peak_bytes = done.peak_bytes
 
     def record(self) -> dict[str, Any]:
-        """The point as data: undisturbed figures, and those of its median run."""
+        """The point as data: undisturbed figures, and those of every run."""
         predicted, measured = Repeats(self.predicted), Repeats(self.measured)
         static = simulate(CostModel(self.plan.hardware, self.plan.model), self.plan.decisions)
         left, right = predicted.kind_s(), measured.kind_s()
+        runs = [
+            {"gemm": s.gemm, "memory": s.memory, "predicted": _times(p), "measured": _times(m)}
+            for s, p, m in zip(self.speeds, self.predicted, self.measured, strict=True)
+        ]
         return {
             "split": "validate",
             **self.point.describe(),
             "act_share": self.plan.prediction.act_share,
             "mini_batches": len(self.plan.decisions.mini_batches),
             "binding": self.plan.prediction.binding,
-            "runs": len(self.measured),
-            "speed": {"gemm": [s.gemm for s in self.speeds], "memory": [s.memory for s in self.speeds]},
-            "disturbance": measured.disturbance,
+            "runs": runs, "disturbance": measured.disturbance,
             "predicted": _times(predicted), "measured": _times(measured),
-            "predicted_without_gauge": {"prefill_s": static.prefill_s, "decode_step_s": static.decode_step_s,
-                                        "total_s": static.total_s},
-            "median_run": {
-                key: statistics.median(getattr(run, key) for run in self.measured)
-                for key in ("prefill_s", "decode_step_s", "total_s")
-            },
+            "predicted_without_gauge": _times(static),
             "kinds": {key: {"predicted_s": left[key], "measured_s": right[key]} for key in left if left[key]},
             "peak_bytes": {
                 place: {"predicted": self.plan.memory[place].planned_bytes, "measured": self.peak_bytes[place]}
@@ -86,8 +82,8 @@ class Runs:
         }  # fmt: skip
 
 
-def _times(repeats: Repeats) -> dict[str, float]:
-    return {"prefill_s": repeats.prefill_s, "decode_step_s": repeats.decode_step_s, "total_s": repeats.total_s}
+def _times(one: Timeline | Repeats) -> dict[str, float]:
+    return {key: getattr(one, key) for key in ("prefill_s", "decode_step_s", "total_s")}
 
 
 def main() -> None:
@@ -99,10 +95,11 @@ def main() -> None:
     options = parser.parse_args()
     started = time.perf_counter()
     request = Request("cpu", hidden=PROFILE_HIDDEN, heads=PROFILE_HIDDEN // 64, profile_id="accuracy-profile")
-    profile = Profiler(request, lambda done, of, text: print(f"profile {done}/{of}: {text}", flush=True)).run()
+    profiler = Profiler(request, lambda done, of, text: print(f"profile {done}/{of}: {text}", flush=True))
+    profile = profiler.run()
     grid = [Runs(point, point.plan(profile)) for point in list(points())[:: options.every]]
     check_disjoint(profile, grid)
-    gauge = Gauge(profile)
+    gauge = Gauge(profile, profiler.reference_s)
     for turn in range(options.rounds):
         for i, one in enumerate(grid):
             one.run(gauge)

@@ -9,6 +9,7 @@ import argparse
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from rich.console import Console
@@ -30,18 +31,17 @@ out = Console()
 
 
 @dataclass(frozen=True)
-class Job:
-    """A model with a batch whose weights and cache need `host_gb` on the host."""
+class Candidate:
+    """A model whose weights and caches of the jobs need `host_gb` on the host."""
 
     model: str
     host_gb: float
-    requests: int = 32
-    prompt_len: int = 512
-    gen_len: int = 16
 
 
-JOBS = (Job("opt-13b", 60), Job("opt-6.7b", 32), Job("opt-1.3b", 12))
+CANDIDATES = (Candidate("opt-13b", 60), Candidate("opt-6.7b", 32), Candidate("opt-1.3b", 12))
 """The first that fits the host is run."""
+JOBS = ((32, 512, 16), (16, 1024, 12), (64, 128, 24), (8, 1800, 8))
+"""(requests, prompt, generated tokens): with every policy, twelve points."""
 PROFILE_HEADS = 32
 HEAD_DIM = 128
 
@@ -68,7 +68,8 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpu-memory-gb", type=float, default=10.0, help="cap, in 10^9 bytes (default 10)")
-    parser.add_argument("--model", choices=[job.model for job in JOBS], help="default: the largest that fits the host")
+    names = [one.model for one in CANDIDATES]
+    parser.add_argument("--model", choices=names, help="default: the largest that fits the host")
     parser.add_argument("--skip-tests", action="store_true")
     return parser.parse_args()
 
@@ -88,20 +89,19 @@ def measured_profile(name: str, gpu_memory_gb: float) -> HardwareProfile:
 
 
 def run_policies(profile: HardwareProfile, wanted: str | None) -> list[Execution]:
-    """Plan with the measured profile, then execute, each policy on the same job."""
-    fits = [job for job in JOBS if job.host_gb * 1e9 < host_memory_bytes() and wanted in (None, job.model)]
+    """Plan with the measured profile, then execute: every policy on every job."""
+    fits = [c.model for c in CANDIDATES if c.host_gb * 1e9 < host_memory_bytes() and wanted in (None, c.model)]
     if not fits:
-        sys.exit(f"no model of {[job.model for job in JOBS]} fits {host_memory_bytes() / 1e9:.0f} GB of host memory")
-    job = fits[0]
+        names = [c.model for c in CANDIDATES]
+        sys.exit(f"no model of {names} fits {host_memory_bytes() / 1e9:.0f} GB of host memory")
     runs = []
-    for policy in POLICIES.values():
+    for job, policy in product(JOBS, POLICIES.values()):
         try:
-            workload = Workload.uniform(job.requests, job.prompt_len, job.gen_len)
-            plan = make_plan(profile, load_model(job.model), workload, policy)
+            plan = make_plan(profile, load_model(fits[0]), Workload.uniform(*job), policy)
         except InfeasibleError as error:
-            out.print(f"{policy.name}: {error}")
+            out.print(f"{policy.name}, {job}: {error}")
             continue
-        out.print(f"running {policy.name} of {job.model}")
+        out.print(f"running {policy.name} of {fits[0]}, {job[0]} x ({job[1]} + {job[2]})")
         runs.append(execute(plan))
     return runs
 

@@ -1,8 +1,8 @@
 """`python -m benchmarks.memory`: planned against measured peak bytes, of both arenas and of the whole process.
 
 Every plan runs in a process of its own. The arenas report their high-water marks; the operating system reports how far
-the process grew from just before the arenas were taken to its peak, which also counts what no plan line names:
-temporaries of kernels, threads, Python's own objects.
+the process grew from just before the arenas were taken to its peaks while loading and while running, which also counts
+what no plan line names: temporaries of kernels, threads, Python's own objects.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from planner.workload import Workload
 
 RECORD, PROFILE = "memory.json", "accuracy-profile.yaml"
 MODELS = ((2048, 4), (1536, 6))
-JOBS = ((8, 256, 3), (4, 480, 3), (16, 96, 4), (2, 700, 3))
+JOBS = ((8, 48, 3), (2, 170, 3), (16, 20, 4), (1, 300, 3))
 """(requests, prompt, generated tokens)."""
 ARENA_LAYERS = 2.6
 """GPU memory, in layers' weights beside embeddings and cache slots: most layers stream."""
@@ -86,20 +86,27 @@ def _in_a_process(plan: Path) -> dict[str, Any]:
 
 def measure(path: Path) -> dict[str, Any]:
     """Run one plan in this process: planned and measured bytes of each budget, and of the process."""
-    from runtime.execution import execute  # noqa: PLC0415
-    from runtime.layers.base import layers_for  # noqa: PLC0415
+    from runtime.device import open_device  # noqa: PLC0415
+    from runtime.engine import Engine, random_prompts  # noqa: PLC0415
+    from runtime.weights import RandomWeights  # noqa: PLC0415
 
     plan = read_plan(path)
-    layers_for(plan.model)
     _warm_up()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
-    before = _status_bytes("VmRSS")
-    done = execute(plan)
-    grown = _status_bytes("VmHWM") - before
     planned = {place: record.planned_bytes for place, record in plan.memory.items()}
+    before = _status_bytes("VmRSS")
+    device = open_device(plan.hardware)
+    try:
+        engine = Engine(plan, device, RandomWeights(0, device.torch_device))
+        loading = _status_bytes("VmHWM") - before
+        Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+        found = engine.run(random_prompts(plan, 0)).peak_bytes
+        running = _status_bytes("VmHWM") - before
+    finally:
+        device.close()
     return {
-        **{place: {"predicted": planned[place], "measured": done.peak_bytes[place]} for place in planned},
-        "process": {"predicted": sum(planned.values()), "measured": grown},
+        **{place: {"predicted": planned[place], "measured": found[place]} for place in planned},
+        "loading": {"predicted": sum(planned.values()), "measured": loading},
+        "running": {"predicted": sum(planned.values()), "measured": running},
     }
 
 
@@ -121,7 +128,9 @@ def _status_bytes(key: str) -> int:
 def summary(document: dict[str, Any]) -> str:
     """Errors of each budget and of the process as Markdown rows; and the worst shortfall."""
     rows = ["| | n | mean | median | 95th percentile | worst | bias |", "|---|---|---|---|---|---|---|"]
-    names = {"gpu": "GPU arena", "host": "host slabs", "process": "whole process"}
+    names = {
+        "gpu": "GPU arena", "host": "host slabs", "loading": "process, loading", "running": "process, running",
+    }  # fmt: skip
     for place, name in names.items():
         found = [plan[place] for plan in document["plans"] if plan[place]["predicted"]]
         rows.append(Errors.of((one["predicted"], one["measured"]) for one in found).row(name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,13 @@ def record(run: Execution, split: str, **more: Any) -> dict[str, Any]:
         **more,
         **{k: v for k, v in run.result().items() if k not in ("why", "made_for")},
     }
+
+
+def between_marks(text: str, mark: str, new: str) -> str:
+    """`text` with what stands between `<!-- mark:begin -->` and `<!-- mark:end -->` replaced."""
+    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    return pattern.sub(lambda _: f"{begin}\n{new}\n{end}", text)
 
 
 def write(name: str, document: Any) -> Path:

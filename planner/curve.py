@@ -160,10 +160,6 @@ def _wrong_in(point: object, key: str) -> list[Mistake]:
     ]  # fmt: skip
 
 
-class Curve(Points, Provenance):
-    """One table of achieved rate by size."""
-
-
 class Slice(Points):
     """The table of a surface at one value of its second size."""
 

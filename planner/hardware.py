@@ -135,7 +135,7 @@ def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
         below = base.get(key)
-        if isinstance(value, dict) and isinstance(below, dict) and "value" not in value and "points" not in value:
+        if isinstance(value, dict) and isinstance(below, dict) and not {"value", "slices"} & value.keys():
             merged[key] = _overlay(below, value)
         else:
             merged[key] = value

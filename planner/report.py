@@ -172,7 +172,7 @@ def _value(key: str, node: dict[str, Any]) -> tuple[str, str]:
     """A number, or the range of a table, with the unit that the key names; and the sizes that a table covers."""
     if "value" in node:
         return with_unit(key, node["value"]), ""
-    points = node["points"] if "points" in node else [pair for one in node["slices"] for pair in one["points"]]
+    points = [pair for one in node["slices"] for pair in one["points"]]
     sizes, rates = zip(*points, strict=True)
     by = key.partition("_by_")[2].partition(".")[0]
     if len(rates) == 1:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from planner.curve import Curve, Provenance, Quantity, Surface
+from planner.curve import Provenance, Quantity
 from planner.hardware import HardwareProfile
 from planner.reference_job import Job, ShortJob, reference
 
@@ -151,9 +151,4 @@ def _scaler(factor: float, peak: float) -> Callable[[Any], Any]:
         scaled = [(size, min(rate * factor, max(rate, peak))) for size, rate in node.points]
         return node.model_copy(update={"points": scaled})
 
-    def change(node: Curve | Surface) -> Any:
-        if isinstance(node, Surface):
-            return node.model_copy(update={"slices": [points(one) for one in node.slices]})
-        return points(node)
-
-    return change
+    return lambda table: table.model_copy(update={"slices": [points(one) for one in table.slices]})

@@ -28,8 +28,11 @@ from runtime.engine import Engine, random_prompts
 from runtime.weights import RandomWeights
 
 LAYERS, VOCAB = 3, 512
-JOBS = ((1.0, Workload.uniform(8, 304, 7)), (1.0, Workload.uniform(24, 72, 7)), (0.5, Workload.uniform(40, 40, 7)))
-"""(width, relative to the profile's; requests): few long prompts, many short ones, and small operations."""
+JOBS = (
+    (1.0, Workload.uniform(8, 304, 7)), (1.0, Workload.uniform(24, 72, 7)), (0.5, Workload.uniform(40, 40, 7)),
+    (0.25, Workload.uniform(6, 24, 13)),
+)  # fmt: skip
+"""(width, relative to the profile's; requests): few long prompts, many short ones, and ever smaller operations."""
 SLOWED = ("embed", "prefill", "rebuild", "forward", "sample")
 """Kinds of operation whose kernels a profile compares with themselves inside the engine."""
 SMALL = ("embed", "rebuild", "sample")
@@ -81,7 +84,7 @@ class Probes:
     @classmethod
     def open(cls, hardware: HardwareProfile, hidden: int, dtype: str) -> Probes:
         """Plans the probes with rates as `hardware` has them: only how busy the streams are depends on it."""
-        widths = [max(64, int(share * hidden) // 64 * 64) for share, _ in JOBS]
+        widths = [probe_width(share, hidden) for share, _ in JOBS]
         return cls(tuple(Probe(job_plan(hardware, w, dtype, job)) for w, (_, job) in zip(widths, JOBS, strict=True)))
 
     def close(self) -> None:
@@ -146,6 +149,11 @@ def _seconds_by_kind(profile: HardwareProfile, plan: Plan, slowdown: float) -> d
     for span in simulate(costs, plan.decisions).spans:
         found[kind_of(span)] = found.get(kind_of(span), 0.0) + span.end_s - span.start_s
     return found
+
+
+def probe_width(share: float, hidden: int) -> int:
+    """Whole heads of 64."""
+    return max(1, round(share * hidden / 64 - 1e-9)) * 64
 
 
 def job_plan(profile: HardwareProfile, hidden: int, dtype: str, job: Workload) -> Plan:

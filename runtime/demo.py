@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,19 @@ from planner.hardware import HardwareProfile, load_hardware
 from planner.model import ModelSpec, load_model
 from planner.plan import Plan
 from planner.planning import make_plan
-from planner.policies import POLICIES
+from planner.policies import POLICIES, Policy
 from planner.scale import Ratios, scaled_link, scaled_model, scaled_workload
 from planner.search import Options
+from planner.speed import Speed
 from planner.trace import write_trace
 from planner.workload import Workload
 from runtime.execution import Execution, execute
+from runtime.gauge import Gauge
 from runtime.profiler import Profiler, Request
 
 Progress = Callable[[int, int, str], None]
+Planner = Callable[[HardwareProfile], Plan]
+"""Makes a plan for a machine as fast as it is now."""
 
 TARGET = ("opt-30b", "rtx4090-pcie4", 128, 640)
 """Model, hardware, requests and prompt length whose ratios the demo keeps."""
@@ -34,7 +39,7 @@ HIDDEN, LAYERS, VOCAB, REQUESTS = 512, 4, 2048, 16
 PROFILE_HIDDEN = 448
 """Kernels are profiled at another width than they are run at."""
 GEN_LEN, CURVE_GEN_LEN = 16, 7
-TURNS = 3
+TURNS = 2
 """Runs of each plan; the fastest counts."""
 CURVE_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SLOTS_SHARE = 0.9
@@ -109,20 +114,24 @@ def run_demo(folder: Path, progress: Progress) -> Demo:
     stages = Profiler.STAGES + TURNS * (len(POLICIES) + len(CURVE_SHARES))
     model = scaled_model(load_model(TARGET[0]), HIDDEN, LAYERS, VOCAB)
     request = Request(device="cpu", hidden=PROFILE_HIDDEN, heads=PROFILE_HIDDEN // 64, profile_id="this-machine")
-    profile = Profiler(request, lambda done, _, text: progress(done, stages, f"profile: {text}")).run()
+    profiler = Profiler(request, lambda done, _, text: progress(done, stages, f"profile: {text}"))
+    profile = profiler.run()
     ratios = Ratios.of(CostModel(load_hardware(TARGET[1]), load_model(TARGET[0])), TARGET[2] * TARGET[3])
     what = f"{TARGET[0]} on {TARGET[1]}, {TARGET[2]} requests of {TARGET[3]} tokens"
     hardware = _with_arena(scaled_link(profile, model, ratios, what), model, ratios)
     write_whole(folder / "profile.yaml", dump_yaml(hardware.to_plain()))
     job, short = (scaled_workload(model, ratios, REQUESTS, steps) for steps in (GEN_LEN, CURVE_GEN_LEN))
-    plans = {name: make_plan(hardware, model, job, policy, STREAMED) for name, policy in POLICIES.items()}
-    for name, plan in plans.items():
-        plan.write(folder / f"plan-{name}.yaml")
-    for share in CURVE_SHARES:
-        forced = replace(STREAMED, act_share=share)
-        plans[f"ACT share {share:.0%}"] = make_plan(hardware, model, short, POLICIES["hybrid"], forced)
-    fastest = _in_turn(plans, lambda done, name: progress(Profiler.STAGES + done, stages, name))
-    runs, curve = fastest[: len(POLICIES)], fastest[len(POLICIES) :]
+    policies = {name: partial(_plan, model, job, policy, STREAMED) for name, policy in POLICIES.items()}
+    shares = {
+        f"ACT share {share:.0%}": partial(_plan, model, short, POLICIES["hybrid"], replace(STREAMED, act_share=share))
+        for share in CURVE_SHARES
+    }
+    planned: dict[str, Planner] = {**policies, **shares}
+    gauge = Gauge(hardware, profiler.reference_s)
+    fastest = _in_turn(hardware, gauge, planned, lambda done, what: progress(Profiler.STAGES + done, stages, what))
+    runs, curve = fastest[: len(policies)], fastest[len(policies) :]
+    for run in runs:
+        run.plan.write(folder / f"plan-{run.plan.policy}.yaml")
     best = max(runs, key=lambda run: run.measured.throughput_tokens_per_s)
     write_trace(folder / "trace.json", {"predicted": best.predicted, "measured": best.measured})
     demo = Demo(hardware, ratios, runs, curve, folder)
@@ -131,13 +140,22 @@ def run_demo(folder: Path, progress: Progress) -> Demo:
     return demo
 
 
-def _in_turn(plans: dict[str, Plan], progress: Callable[[int, str], None]) -> list[Execution]:
-    """The fastest run of each plan, of several taken in turn: what else the machine does only ever adds time."""
+def _plan(model: ModelSpec, job: Workload, policy: Policy, options: Options, hardware: HardwareProfile) -> Plan:
+    return make_plan(hardware, model, job, policy, options)
+
+
+def _in_turn(
+    hardware: HardwareProfile, gauge: Gauge, planned: Mapping[str, Planner], progress: Callable[[int, str], None]
+) -> list[Execution]:
+    """The fastest run of each plan, of several taken in turn: what else the machine does only ever adds time.
+
+    Before each run a gauge says how fast the machine is now, and the plan with its prediction is made from that.
+    """
     fastest: dict[str, Execution] = {}
     for turn in range(TURNS):
-        for i, (name, plan) in enumerate(plans.items()):
-            progress(turn * len(plans) + i, f"{name}, run {turn + 1} of {TURNS}")
-            run = execute(plan)
+        for i, (name, plan) in enumerate(planned.items()):
+            progress(turn * len(planned) + i, f"{name}, run {turn + 1} of {TURNS}")
+            run = execute(plan(Speed.of(gauge.read()).applied(hardware)))
             if name not in fastest or run.measured.total_s < fastest[name].measured.total_s:
                 fastest[name] = run
     return list(fastest.values())

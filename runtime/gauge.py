@@ -6,7 +6,7 @@ taken before each of many runs, and `hybridserve profile --check` takes many of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -29,7 +29,11 @@ ELEMENT_ROWS = 512
 class Gauge:
     """Times a sample of the kernels that `hardware` was profiled with."""
 
-    def __init__(self, hardware: HardwareProfile) -> None:
+    def __init__(
+        self, hardware: HardwareProfile, reference_s: Mapping[str, float] | None = None, kernels: Kernels | None = None
+    ) -> None:
+        """`reference_s`: what the sample took when the profile was measured, where that is known; else the profile's
+        tables say it, of kernels that were timed one by one and not a few again and again."""
         if hardware.gpu.device == "cuda" and not torch.cuda.is_available():
             raise InputError(
                 f"the profile is of {hardware.gpu.name}, and this machine has no CUDA device",
@@ -39,9 +43,10 @@ class Gauge:
         self.dtype, table = next(iter(gpu.achieved.gemm_flops_by_rows.items()))
         inner = [one.second for one in table.slices]
         hidden = max(HEAD_DIM, round(inner[min(1, len(inner) - 1)] / HEAD_DIM) * HEAD_DIM)
-        self.kernels = Kernels(hidden, Operands(device, getattr(torch, self.dtype)))
+        self.kernels = kernels or Kernels(hidden, Operands(device, getattr(torch, self.dtype)))
         self._timer = Timer(device)
         self._sample = self._sample_of(gpu)
+        self._reference = dict(reference_s or {})
 
     def read(self, turns: int = 4) -> list[Reading]:
         """Each kernel `turns` times, in turn; the lower quartile counts, as in a profile."""
@@ -60,7 +65,7 @@ class Gauge:
 
     def _reading(self, name: str, series: Series) -> Reading:
         kind, profile_s, _ = self._sample[name]
-        return Reading(name, kind, profile_s, series.quiet_s, series.spread)
+        return Reading(name, kind, self._reference.get(name, profile_s), series.quiet_s, series.spread)
 
     def _sample_of(self, gpu: Gpu) -> dict[str, tuple[str, float, Callable[[], None]]]:
         """By name: kind, seconds as the profile has it, and the call."""

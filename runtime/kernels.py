@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -33,6 +35,10 @@ MERGE_ROWS = (1, 64)
 GATHER_ROWS, EMBEDDINGS = 1024, 1024
 
 
+Timed = tuple[str, float, float, float, Callable[[], object]]
+"""Kernel, first size, second size, work in FLOP or bytes, and the call."""
+
+
 def calibrated_shapes(hidden: int) -> set[tuple[str, int, int, int]]:
     """Shapes that `Kernels.run` times: `gemm` rows, inner, columns; `decode` and `prefill` requests, tokens, width."""
     columns = GEMM_COLUMNS * hidden
@@ -50,39 +56,51 @@ class Kernels:
         self.hidden, self.heads, self.operands = hidden, hidden // HEAD_DIM, operands
         self._source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=operands.device).zero_()
         self._target = torch.empty_like(self._source).zero_()
+        self._order = random.Random(0)
         self._lse = torch.zeros(max(MERGE_ROWS), self.heads, device=operands.device)
         self._ids = torch.randint(0, EMBEDDINGS, (GATHER_ROWS,), device=operands.device)
 
     def run(self, one: Round) -> None:
-        """One timing of each kernel into `one`: name, first size, second size, work in FLOP or bytes."""
-        d, element = self.hidden, self.operands.dtype.itemsize
-        columns = GEMM_COLUMNS * d
+        """One timing of each kernel into `one`, in an order of its own: what runs before a kernel is not part of it."""
+        calls = [*self._products(), *self._attention(), *self._others()]
+        self._order.shuffle(calls)
+        for name, size, second, work, call in calls:
+            one.time(name, size, second, work, call)
+
+    def _products(self) -> Iterator[Timed]:
+        columns = GEMM_COLUMNS * self.hidden
         for inner in self.inner_sizes():
             for rows in GEMM_ROWS:
                 flops = 2.0 * rows * inner * columns
-                one.time("gemm", rows, inner, flops, partial(self.product, rows, inner, columns))
+                yield "gemm", rows, inner, flops, partial(self.product, rows, inner, columns)
+
+    def _attention(self) -> Iterator[Timed]:
+        d, element = self.hidden, self.operands.dtype.itemsize
         for requests in REQUESTS:
             for context in CONTEXTS:
                 if requests * context <= MOST_TOKENS:
                     call = partial(self.attend, requests, context, self.heads, 1)
-                    one.time("decode", context, requests, 2.0 * requests * context * d * element, call)
+                    yield "decode", context, requests, 2.0 * requests * context * d * element, call
         shared = max(self.heads // GROUP, 1)
         for requests, context in GROUP_AT:
             nbytes = 2.0 * requests * context * shared * HEAD_DIM * element
-            one.time("grouped", context, requests, nbytes, partial(self.attend, requests, context, shared, GROUP))
+            yield "grouped", context, requests, nbytes, partial(self.attend, requests, context, shared, GROUP)
         for together in TOGETHER:
             for prompt in PROMPTS:
                 if together == 1 or together * prompt <= MOST_PROMPT_TOKENS:
                     flops = 2.0 * together * prompt * prompt * d
-                    one.time("prefill", prompt, together, flops, partial(self.attend_prompts, together, prompt))
-        # Read plus written: the cost model counts both.
-        one.time("memory", COPY_BYTES, 1, 2.0 * COPY_BYTES, partial(self._target.copy_, self._source))
-        one.time("elementwise", ELEMENT_ROWS, 1, 22.0 * ELEMENT_ROWS * d * element, self.elementwise)
-        one.time("gather", GATHER_ROWS, 1, 4.0 * GATHER_ROWS * d * element, self.gather)
+                    yield "prefill", prompt, together, flops, partial(self.attend_prompts, together, prompt)
         for segments in (1, 2):
-            one.time("calls", segments, 1, 1.0, partial(self.attend_and_merge, segments))
+            yield "calls", segments, 1, 1.0, partial(self.attend_and_merge, segments)
         for rows in MERGE_ROWS:
-            one.time("merge", rows, 1, 2.0 * rows * d * element, partial(self.merge, rows))
+            yield "merge", rows, 1, 2.0 * rows * d * element, partial(self.merge, rows)
+
+    def _others(self) -> Iterator[Timed]:
+        d, element = self.hidden, self.operands.dtype.itemsize
+        # Read plus written: the cost model counts both.
+        yield "memory", COPY_BYTES, 1, 2.0 * COPY_BYTES, partial(self._target.copy_, self._source)
+        yield "elementwise", ELEMENT_ROWS, 1, 22.0 * ELEMENT_ROWS * d * element, self.elementwise
+        yield "gather", GATHER_ROWS, 1, 4.0 * GATHER_ROWS * d * element, self.gather
 
     def inner_sizes(self) -> list[int]:
         """Inner dimensions of the products measured."""

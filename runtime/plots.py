@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from runtime.execution import Execution
 
 PREDICTED, MEASURED = "#9ecae1", "#08519c"
+MARKS = {"hybrid": "o", "kv-only": "s", "act-only": "^"}
+COLOURS = ("#08519c", "#d95f02", "#444444")
 
 
 def demo_figure(runs: Sequence[Execution], curve: Sequence[Execution], path: Path) -> None:
@@ -23,6 +25,24 @@ def demo_figure(runs: Sequence[Execution], curve: Sequence[Execution], path: Pat
     _curve(line, runs, curve)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def accuracy_figure(pairs: dict[str, list[tuple[str, float, float]]], path: Path) -> None:
+    """Predicted against measured seconds, (policy, predicted, measured) of each point; the band is 10 %."""
+    figure, both = plt.subplots(1, len(pairs), figsize=(11, 5), layout="constrained")
+    titles = {"decode_step_s": "Decode step", "prefill_s": "Prefill"}
+    for axes, (key, found) in zip(both, pairs.items(), strict=True):
+        for (policy, mark), colour in zip(MARKS.items(), COLOURS, strict=True):
+            some = [(1e3 * measured, 1e3 * predicted) for name, predicted, measured in found if name == policy]
+            axes.plot(*zip(*some, strict=True), mark, color=colour, markersize=5, fillstyle="none", label=policy)
+        ends = [1e3 * pick(measured for _, _, measured in found) for pick in (min, max)]
+        axes.plot(ends, ends, "-", color="grey", linewidth=0.8)
+        axes.fill_between(ends, [0.9 * x for x in ends], [1.1 * x for x in ends], color="grey", alpha=0.2, label="10 %")
+        axes.set(xscale="log", yscale="log", xlabel="measured (ms)", ylabel="predicted (ms)", title=titles[key])
+        axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 

@@ -12,12 +12,14 @@ import torch
 from planner.errors import InputError
 from planner.files import validate
 from planner.hardware import HardwareProfile
+from planner.speed import Reading
 from runtime.calibration import EngineFit, Probes
+from runtime.gauge import Gauge
 from runtime.kernels import MOST_TOKENS, Kernels
 from runtime.machine import in_use_bytes
 from runtime.profile_document import Measured, document
 from runtime.profile_link import LinkProbe, link_probe
-from runtime.timing import Operands, Round, Timer
+from runtime.timing import Operands, Round, Series, Timer
 
 Progress = Callable[[int, int, str], None]
 """(stages done, stages in all, what is being measured)."""
@@ -61,6 +63,7 @@ class Profiler:
             raise InputError(what, where="--hidden", cure=f"Give at most {widest}, or a narrower --dtype")
         self._in_use = in_use_bytes(self.device)
         self.round = Round(Timer(self.device))
+        self._readings: list[Reading] = []
 
     def run(self) -> HardwareProfile:
         """Measure everything: under a minute on one CPU core, under two on CUDA."""
@@ -72,19 +75,30 @@ class Profiler:
             kernels.run(self.round)
             link.run()
             # How busy the probes' streams are follows from a first look; what they measure does not depend on it.
-            probes = Probes.open(self._profile(link, None), self.request.hidden, self.request.dtype)
+            look = self._profile(link, None)
+            probes = Probes.open(look, self.request.hidden, self.request.dtype)
+            gauge = Gauge(look, kernels=kernels)
             try:
                 for turn in range(ROUNDS):
-                    if turn >= FEWEST_ROUNDS and time.perf_counter() - started > BUDGET_S[self.device.type]:
+                    if enough(turn, started, self.device.type):
                         break
                     self.progress(turn + 1, self.STAGES, f"round {turn + 1} of {ROUNDS}")
                     for probe in probes.jobs:
                         kernels.run(self.round)
                         link.run()
                         probe.run()
+                        self._readings += gauge.read()
             finally:
                 probes.close()
         return self._profile(link, probes)
+
+    @property
+    def reference_s(self) -> dict[str, float]:
+        """What a gauge's sample took meanwhile: the lower quartile, as for every kernel of the profile."""
+        names = {reading.name for reading in self._readings}
+        return {
+            name: Series(1.0, [one.measured_s for one in self._readings if one.name == name]).quiet_s for name in names
+        }
 
     @property
     def repeatability(self) -> float:
@@ -101,6 +115,11 @@ class Profiler:
 
         alone = of(EngineFit.none())
         return of(probes.fit(alone)) if probes else alone
+
+
+def enough(rounds: int, started: float, device: str) -> bool:
+    """True when the time is used up, after the fewest rounds that are worth anything."""
+    return rounds >= FEWEST_ROUNDS and time.perf_counter() - started > BUDGET_S[device]
 
 
 @contextmanager

@@ -169,7 +169,7 @@ USAGE: list[Case] = [
     (f"plan {JOB} extra", 2, "extra"),
     ("simulate", 2, "missing argument 'PLAN'"),
     (f"{RUN} {{d}}/plan.yaml", 2, "unexpected extra argument"),
-    ("profile", 2, "missing option '-o'"),
+    ("profile", 2, "no file to write. Give -o FILE.yaml"),
     ("plan --model opt-tiny --hardware {d}/small.yaml", 2, "--requests, --prompt-len, --gen-len missing. Give all"),
     ("plan --model opt-tiny --hardware {d}/small.yaml --requests 4", 2, "no workload: --prompt-len, --gen-len missing"),
     (f"plan {JOB} --workload {{d}}/work-same.jsonl", 2, "--workload says the lengths already, and so does --requests"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import pytest
 from helpers import ideal_hardware, small_model
 from hypothesis import given, settings
@@ -70,27 +72,53 @@ def test_prefill_attention_counts_half_the_square() -> None:
     assert CostModel(IDEAL, model).prefill_attention(100).flops == pytest.approx(4 * 100 * 100 / 2 * model.hidden)
 
 
+def _same(left: OpCost, right: OpCost) -> None:
+    assert astuple(left) == pytest.approx(astuple(right), rel=1e-12)
+
+
 def test_a_forward_is_its_parts() -> None:
     costs = CostModel(load_hardware("rtx4090-pcie4"), load_model("opt-13b"))
+    achieved = costs.hardware.gpu.achieved
+    overhead = OpCost(achieved.forward_overhead_s.value)
+    row = costs.projections(64) + costs.elementwise(4 * 64 * costs.model.d_kv) + overhead
+    # The new token is a part of its own: two parts of the output of each row.
+    _same(costs.decode_forward(64, 6400), row + costs.decode_attention(64, 100.0) + costs.merge(2 * 64))
+    two = costs.decode_segments(64, ((40, (30.0, 20.0)), (24, (90.0,))))
+    attended = costs.decode_attention(40, 30.0) + costs.decode_attention(40, 20.0) + costs.decode_attention(24, 90.0)
+    further = OpCost(achieved.attention_group_s.value + 2 * achieved.attention_call_s.value)
+    _same(two, row + attended + costs.merge(64 + 2 * 40 + 24) + further)
+
+
+def test_merging_costs_the_bytes_of_its_parts() -> None:
+    costs = CostModel(load_hardware("rtx4090-pcie4"), load_model("opt-13b"))
+    nbytes = 10 * costs.model.hidden * 2
+    assert costs.merge(10) == OpCost(nbytes / costs.hardware.gpu.achieved.merge_bytes_per_s.value, 0.0, nbytes)
+
+
+def test_prompts_of_one_length_are_attended_in_one_call() -> None:
+    costs = CostModel(load_hardware("rtx4090-pcie4"), load_model("opt-13b"))
     overhead = OpCost(costs.hardware.gpu.achieved.forward_overhead_s.value)
-    kept = costs.elementwise(4 * 64 * costs.model.d_kv)
-    parts = costs.projections(64) + kept + costs.decode_attention(64, 100.0) + overhead
-    assert costs.decode_forward(64, 6400) == parts
-    two = costs.decode_segments(64, ((40, 30.0), (24, 90.0)))
-    attended = costs.decode_attention(40, 30.0) + costs.decode_attention(24, 90.0)
-    call = OpCost(costs.hardware.gpu.achieved.attention_call_s.value)
-    assert two == costs.projections(64) + kept + attended + overhead + call
-    kept = costs.elementwise(4 * 30 * costs.model.d_kv)
-    parts = costs.projections(30) + kept + costs.prefill_attention(10) + costs.prefill_attention(20) + overhead
-    assert costs.prefill_forward((10, 20)) == parts
+    row = costs.projections(40) + costs.elementwise(4 * 40 * costs.model.d_kv) + overhead
+    _same(costs.prefill_forward((10, 20, 10)), row + costs.prefill_attention(10, 2) + costs.prefill_attention(20))
+    assert costs.prefill_attention(10, 2).flops == 2 * costs.prefill_attention(10).flops
 
 
-@pytest.mark.parametrize("kind", ["prefill", "rebuild", "forward"])
+def test_embedding_is_a_gather() -> None:
+    costs = CostModel(load_hardware("rtx4090-pcie4"), load_model("opt-13b"))
+    achieved = costs.hardware.gpu.achieved
+    nbytes = 4.0 * 7 * costs.model.hidden * 2
+    seconds = nbytes / achieved.gather_bytes_per_s.value + achieved.op_overhead_s.value
+    assert costs.embed(7).seconds == pytest.approx(seconds, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["embed", "prefill", "rebuild", "forward", "sample"])
 def test_the_engine_slows_only_the_kernels_of_its_kind(kind: str) -> None:
     model = small_model()
     slow = CostModel(IDEAL.with_values(**{f"gpu.achieved.engine_slowdown.{kind}": 1.5}), model)
     base = CostModel(IDEAL, model)
     for name, one, other in (
+        ("embed", slow.embed(64), base.embed(64)),
+        ("sample", slow.sample(8), base.sample(8)),
         ("prefill", slow.prefill_forward((64,)), base.prefill_forward((64,))),
         ("rebuild", slow.rebuild(4), base.rebuild(4)),
         ("forward", slow.decode_forward(8, 800), base.decode_forward(8, 800)),

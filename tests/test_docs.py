@@ -180,10 +180,11 @@ def test_every_shipped_policy_and_profile_key_is_documented() -> None:
 
 
 def _leaves(node: dict[str, Any], path: str) -> Iterator[str]:
-    """Dotted keys down to numbers, curves and text; a data type is called DTYPE."""
+    """Dotted keys down to numbers, tables and text; a data type is called DTYPE, a kind of operation KIND."""
     for key, value in node.items():
-        here = f"{path}.{'DTYPE' if key in ('float16', 'bfloat16', 'float32') else key}"
-        if isinstance(value, dict) and not {"value", "points"} & value.keys():
+        one = "DTYPE" if key in ("float16", "bfloat16", "float32") else key
+        here = f"{path}.{'KIND' if path.endswith('engine_slowdown') else one}"
+        if isinstance(value, dict) and not {"value", "slices"} & value.keys():
             yield from _leaves(value, here)
         else:
             yield here

@@ -66,6 +66,22 @@ def test_an_overlay_changes_only_what_it_says() -> None:
     assert desktop["host"]["pin_rounding"] == server["host"]["pin_rounding"]
 
 
+def test_an_overlaid_table_is_replaced_whole(tmp_path: Path) -> None:
+    """Nothing of the table below shines through, its provenance neither."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "extends: rtx4090-pcie4\nid: mine\ndescription: mine\n"
+        "gpu:\n  achieved:\n    gemm_flops_by_rows:\n      float16:\n"
+        "        kind: assumed\n        source: a guess\n        slices: [{second: 64, points: [[1, 1.0e+12]]}]\n"
+    )
+    found, below = (
+        load_hardware(name).to_plain()["gpu"]["achieved"]["gemm_flops_by_rows"] for name in (str(path), "rtx4090-pcie4")
+    )
+    table = {"kind": "assumed", "source": "a guess", "slices": [{"second": 64.0, "points": [[1.0, 1e12]]}]}
+    assert found["float16"] == table
+    assert found["bfloat16"] == below["bfloat16"]
+
+
 def test_budgets_are_what_is_left() -> None:
     profile = load_hardware("rtx4090-pcie4")
     assert profile.gpu.budget_bytes == 25_250_627_584 - 1_240_000_000
@@ -358,4 +374,4 @@ def test_times_by_hand() -> None:
     traffic = 2 * (8192 * 8192 + 8192 + 8192)
     assert gpu.gemm_time(1, 8192, 8192, "float16", 2) == pytest.approx(traffic / 9.21e11)
     assert gpu.decode_attention_time(8.84e11, 32, 4096, 8) == pytest.approx(1.0)
-    assert gpu.prefill_attention_time(1.02e14, 77) == pytest.approx(1.0)
+    assert gpu.prefill_attention_time(1.02e14, 77, 3) == pytest.approx(1.0)

@@ -104,3 +104,16 @@ def test_decisions_count_requests_and_steps(decisions: Decisions) -> None:
     groups = [g for batch in decisions.mini_batches for g in batch.groups]
     assert decisions.requests == sum(len(g.requests) for g in groups)
     assert decisions.decode_steps == max(g.gen_len for g in groups) - 1
+
+
+@given(mini_batches())
+@settings(deadline=None, max_examples=40)
+def test_what_is_attended_adds_up(batches: tuple[MiniBatch, ...]) -> None:
+    """Every active group once, all of its cached tokens, and no more segments than it has forms."""
+    for batch, step in ((one, step) for one in batches for step in range(one.decode_steps)):
+        active = [group for group in batch.groups if group.decode_steps > step]
+        attended = batch.attended(step)
+        assert [requests for requests, _ in attended] == [len(group.requests) for group in active]
+        assert [sum(segments) for _, segments in attended] == [group.prompt_len + step for group in active]
+        for group, (_, segments) in zip(active, attended, strict=True):
+            assert 1 <= len(segments) <= len(set(group.blocks)) and min(segments) > 0

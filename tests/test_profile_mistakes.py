@@ -52,7 +52,12 @@ gpu:
     op_overhead_s: {value: -1.0e-5, kind: assumed, source: "a guess"}
     forward_overhead_s: {value: .nan, kind: assumed, source: "a guess"}
     attention_call_s: {value: 1.0e-5, kind: guessed, source: "a guess"}
+    attention_group_s: {value: 1.0e-5, kind: assumed, source: "a guess"}
+    merge_bytes_per_s: {value: 1.0e+11, kind: assumed, source: "a guess"}
+    gather_bytes_per_s: {value: 1.0e+11, kind: assumed, source: "a guess"}
     engine_slowdown:
+      embed: {value: 1.0, kind: assumed, source: "a guess"}
+      sample: {value: 1.0, kind: assumed, source: "a guess"}
       prefil: {value: fast, kind: assumed, source: "a guess"}
       rebuild: {value: 1.0, kind: assumed, source: "a guess", when: today}
       forward: {value: [1.0], kind: assumed, source: "a guess"}

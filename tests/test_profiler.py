@@ -14,18 +14,28 @@ from planner.model import load_model
 from planner.planning import make_plan
 from planner.policies import POLICIES
 from planner.workload import Workload
-from runtime import profiler
-from runtime.profile_link import measure_link
-from runtime.timing import Operands, Series
+from runtime import kernels, profiler
+from runtime.calibration import _affine
+from runtime.gauge import Gauge
+from runtime.profile_link import PacedLink, fitted
+from runtime.timing import Operands, Round, Series, Timer
 
 STAGES_SEEN: list[tuple[int, int, str]] = []
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A profile measured in two rounds over small tables: what is measured is real, how well does not matter here."""
     path = tmp_path_factory.mktemp("profile") / "here.yaml"
     request = profiler.Request("cpu", hidden=128, heads=2, link_bytes_per_s=3e8, gpu_bytes=10**8, profile_id="here")
-    profile = profiler.Profiler(request, lambda done, of, text: STAGES_SEEN.append((done, of, text))).run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiler, "ROUNDS", 2)
+        patch.setattr(profiler.Profiler, "STAGES", 3)
+        patch.setattr(kernels, "GEMM_ROWS", (1, 16, 256))
+        patch.setattr(kernels, "CONTEXTS", (16, 256, 512))
+        patch.setattr(kernels, "REQUESTS", (1, 4, 16))
+        patch.setattr(kernels, "PROMPTS", (32, 256))
+        profile = profiler.Profiler(request, lambda done, of, text: STAGES_SEEN.append((done, of, text))).run()
     path.write_text(dump_yaml(profile.to_plain()))
     return path
 
@@ -47,18 +57,66 @@ def test_measured_numbers_say_when_and_how_often(written: Path) -> None:
 
 
 def test_gemm_rates_rise_with_rows(written: Path) -> None:
-    rates = [rate for _, rate in load_hardware(str(written)).gpu.achieved.gemm_flops_by_rows["float32"].points]
-    assert rates == sorted(rates)
+    for one in load_hardware(str(written)).gpu.achieved.gemm_flops_by_rows["float32"].slices:
+        rates = [rate for _, rate in one.points]
+        assert rates == sorted(rates) and [size for size, _ in one.points] == [1, 16, 256]
 
 
 def test_progress_reaches_every_stage(written: Path) -> None:
-    assert [done for done, _, _ in STAGES_SEEN] == list(range(profiler.Profiler.STAGES))
+    assert [done for done, _, _ in STAGES_SEEN] == [0, 1, 2]
+    assert {of for _, of, _ in STAGES_SEEN} == {3}
+
+
+def test_rounds_end_when_the_time_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before the fewest that are worth anything."""
+    clock = iter((30.0, 60.0))
+    monkeypatch.setattr(profiler.time, "perf_counter", lambda: next(clock))
+    assert profiler.enough(4, 0.0, "cpu") is False
+    assert profiler.enough(profiler.FEWEST_ROUNDS, 0.0, "cpu") is False
+    assert profiler.enough(profiler.FEWEST_ROUNDS, 0.0, "cpu") is True
 
 
 def test_a_link_faster_than_a_copy_is_not_promised() -> None:
-    link = measure_link(torch.device("cpu"), 1e15)
-    assert link.numbers["h2d_bytes_per_s"]["value"] < 1e13
-    assert "half the speed of a copy" in link.numbers["h2d_bytes_per_s"]["source"]
+    link = PacedLink(1e15, kernels.Kernels(64, Operands(torch.device("cpu"), torch.float32)))
+    with torch.inference_mode():
+        link.run()
+    numbers = link.numbers()
+    assert numbers["h2d_bytes_per_s"]["value"] < 1e13
+    assert "half the speed of a copy" in numbers["h2d_bytes_per_s"]["source"]
+    assert numbers["compute_s_lost_per_byte"]["value"] >= 0
+
+
+def test_what_the_engine_adds_is_recovered() -> None:
+    """From kernels that take known times: slowdowns 1.2 and 1.5, and 40 microseconds each."""
+    kernels_s = [1e-3, 5e-3, 2e-2]
+    rows = {name: [(k, factor * k + 4e-5) for k in kernels_s] for name, factor in (("a", 1.2), ("b", 1.5))}
+    slowdowns, overhead = _affine(rows)
+    assert slowdowns == pytest.approx({"a": 1.2, "b": 1.5}, rel=1e-6) and overhead == pytest.approx(4e-5, rel=1e-6)
+
+
+def test_nothing_that_the_engine_adds_is_negative() -> None:
+    slowdowns, overhead = _affine({"a": [(1e-3, 0.8e-3), (1e-2, 1e-2)]})
+    assert overhead == 0 and 0.7 < slowdowns["a"] < 1
+
+
+def test_latency_and_rate_of_a_link_are_recovered() -> None:
+    timings = [(2**n, 7e-6 + 2**n / 24e9) for n in range(12, 27, 2)]
+    latency, rate, worst = fitted(timings)
+    assert latency == pytest.approx(7e-6, rel=1e-6) and rate == pytest.approx(24e9, rel=1e-6) and worst < 1e-9
+
+
+def test_repeatability_sees_a_drift() -> None:
+    one = Round(Timer(torch.device("cpu")))
+    one.series = {"gemm": {(1, 1): Series(1.0, [1.0, 1.0, 1.0, 1.1, 1.1, 1.1])}}
+    assert one.repeatability == pytest.approx(1 - 1 / 1.1)
+    one.series = {"gemm": {(1, 1): Series(1.0, [1.0])}}
+    assert one.repeatability == 0
+
+
+def test_a_gauge_reads_every_kind_of_kernel(written: Path) -> None:
+    readings = Gauge(load_hardware(str(written))).read(turns=1)
+    assert {reading.kind for reading in readings} == {"gemm", "memory"}
+    assert all(reading.profile_s > 0 and reading.measured_s > 0 for reading in readings)
 
 
 def test_cuda_is_refused_where_there_is_none() -> None:
@@ -77,4 +135,4 @@ def test_operands_are_ever_new_memory() -> None:
 
 def test_spread_is_the_interquartile_range() -> None:
     assert Series(1.0, [1.0, 1.0, 1.0, 1.0, 1.0]).spread == 0
-    assert Series(2.0, [2.0, 1.0, 1.5, 1.0, 9.0]).rate == pytest.approx(2.0 / 1.5)
+    assert Series(2.0, [2.0, 1.2, 1.5, 1.0, 9.0]).rate == pytest.approx(2.0 / 1.2)  # the lower quartile
