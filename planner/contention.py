@@ -72,8 +72,8 @@ class Clocks:
             first = min(busy, key=lambda i: self._left[i] / speeds[i])
             passed = self._left[first] / speeds[first]
             self._now += passed
-            for i in busy:
-                self._left[i] -= passed * speeds[i]
+            for i in busy:  # not below nothing: rounding would let time run backwards
+                self._left[i] = max(self._left[i] - passed * speeds[i], 0.0)
             self._finish(first)
         return [span for span in self._spans if span is not None]
 

@@ -8,6 +8,7 @@ result is within `TOLERANCE` of the best number of mini-batches, and the bound h
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -79,6 +80,8 @@ class Search:
         self.average = AverageBin(costs, self.requests, self.epochs)
         self.longest_prompt = max(r.prompt_len for r in self.requests)
         self.prompt_tokens = workload.total_prompt_tokens
+        # However many tokens each shall generate: a chunk takes equal prompts into one attention call.
+        self._prompts = Counter(r.prompt_len for r in self.requests)
 
     # ---- the search ------------------------------------------------------------------------------
 
@@ -241,9 +244,9 @@ class Search:
         """At the rates of chunks of `chunk` tokens, with the overhead of every chunk."""
         costs, chunks = self.costs, self.prompt_tokens / chunk
         attention = 0.0
-        for (prompt, _), alike in self.workload.classes().items():
-            together = min(len(alike), max(chunk // prompt, 1))
-            attention += len(alike) / together * costs.prefill_attention(prompt, together).seconds
+        for prompt, alike in self._prompts.items():
+            together = min(alike, max(chunk // prompt, 1))
+            attention += alike / together * costs.prefill_attention(prompt, together).seconds
         return self._prefill_s(chunks * costs.projections(chunk).seconds + attention, ceil(chunks))
 
     def _prefill_floor_s(self) -> float:
@@ -252,9 +255,9 @@ class Search:
         sizes = {min(max(int(size), 1), self.prompt_tokens) for size in gpu.gemm_rates(costs.model.dtype).sizes}
         per_token = min(costs.projections(size).seconds / size for size in sizes | {self.prompt_tokens})
         attention = 0.0
-        for (prompt, _), alike in self.workload.classes().items():
-            best = gpu.achieved.prefill_attention_flops_by_tokens.best_within(len(alike), prompt)
-            attention += costs.prefill_attention(prompt, len(alike)).flops / best
+        for prompt, alike in self._prompts.items():
+            best = gpu.achieved.prefill_attention_flops_by_tokens.best_within(alike, prompt)
+            attention += costs.prefill_attention(prompt, alike).flops / best
         return self._prefill_s(self.prompt_tokens * per_token + attention, 1)
 
     def _prefill_s(self, products_s: float, chunks: int) -> float:

@@ -10,6 +10,7 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from planner.errors import InfeasibleError
+from planner.files import validate
 from planner.forms import KV_HOST, blocks_for
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec
@@ -185,3 +186,17 @@ def test_the_order_of_requests_changes_nothing(
     before, after = planned((hardware, model, ragged(lengths))), planned((hardware, model, ragged(shuffled)))
     assert after.bound_total_s == pytest.approx(before.bound_total_s, rel=1e-6)
     assert after.prediction.total_s == pytest.approx(before.prediction.total_s, rel=1e-6)
+
+
+def test_the_bound_counts_on_every_prompt_that_one_call_may_take() -> None:
+    """Equal prompts are attended together, however many tokens each of them shall generate."""
+    data = ideal_hardware(gemm_flops=1e17).to_plain()
+    data["gpu"]["achieved"]["prefill_attention_flops_by_tokens"]["slices"] = [
+        {"second": 1.0, "points": [[1.0, 1e10]]}, {"second": 2.0, "points": [[1.0, 1e11]]},
+    ]  # fmt: skip
+    hardware = validate(HardwareProfile, data, "test")
+    model = small_model(layers=2)
+    plan = planned((hardware, model, ragged([(600, 2), (600, 3)])))
+    together = 2 * 2.0 * 600 * 600 * model.heads * model.head_dim / 1e11 * model.layers
+    assert plan.prediction.prefill_s == pytest.approx(together, rel=0.1)
+    assert plan.bound_total_s <= plan.prediction.total_s
