@@ -144,9 +144,7 @@ def hardware_report(hardware: HardwareProfile) -> RenderableType:
         parts.append(Text(f"A scale model of {hardware.scale_model_of}: ratios, not speeds, carry over"))
     sections: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for path, node in _numbers(hardware.to_plain(), ""):
-        section = next(
-            s for s in ("gpu.datasheet.", "gpu.memory.", "gpu.achieved.", "link.", "host.") if path.startswith(s)
-        )
+        section = next(s for s in SECTIONS if path.startswith(s))
         sections.setdefault(section, []).append((path.removeprefix(section), node))
     for section, numbers in sections.items():
         parts.append(Text(f"\n{section.rstrip('.')}", style="bold"))

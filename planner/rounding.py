@@ -15,8 +15,6 @@ from planner.workload import Request
 Targets = dict[tuple[CacheForm, int], float]
 """Blocks of one mini-batch by (form, epoch), those of ended requests included; the epoch after the last is the end."""
 SLACK = 1e-6
-COHORTS = 2
-"""Parts of a wave of alike requests that may differ in form."""
 
 
 def place_blocks(

@@ -9,9 +9,12 @@ import pytest
 from benchmarks import accuracy_docs, memory
 from benchmarks.accuracy_docs import DOCUMENT, PICTURE
 from benchmarks.accuracy_report import Errors, errors, memory_errors
-from benchmarks.grid import JOBS, PROFILE_HIDDEN, executed_shapes, models, points
+from benchmarks.grid import JOBS, PROFILE_HIDDEN, VOCAB, Point, executed_shapes, models, points
 from benchmarks.records import RESULTS
 from planner.hardware import load_hardware
+from planner.model import load_model
+from planner.scale import scaled_model
+from planner.workload import Workload
 from runtime import calibration
 from runtime.kernels import GEMM_INNER, calibrated_shapes
 
@@ -52,11 +55,12 @@ def test_no_validation_shape_is_calibrated_on() -> None:
 
 
 def test_the_proof_would_find_a_shared_shape() -> None:
+    """A model as wide as the profile's kernels, with a power of two of requests, repeats one of their products."""
     profile = load_hardware(str(RESULTS / "accuracy-profile.yaml"))
-    shapes = executed_shapes([next(points()).plan(profile)])
-    kind, rows, inner, columns = next(shape for shape in shapes if shape[0] == "gemm")
-    assert (kind, rows, inner, columns) in shapes & {(kind, rows, inner, columns)}
-    assert ("gemm", 64, PROFILE_HIDDEN, 2 * PROFILE_HIDDEN) in calibrated_shapes(PROFILE_HIDDEN)
+    model = scaled_model(load_model("opt-6.7b"), PROFILE_HIDDEN, 2, VOCAB)
+    point = Point(model, Workload.uniform(64, 32, 3), "kv-only", None, 1, 5e8, 0.4)
+    shared = executed_shapes([point.plan(profile)]) & calibrated_shapes(PROFILE_HIDDEN)
+    assert ("gemm", 64, PROFILE_HIDDEN, 2 * PROFILE_HIDDEN) in shared
 
 
 def test_the_record_is_one_of_this_grid() -> None:
