@@ -1,8 +1,9 @@
 """`python -m benchmarks.accuracy`: predictions made before the run, from a profile calibrated on other shapes.
 
-Profiles this machine, plans a grid of small jobs, and executes each several times, in rounds over the whole grid.
-Before each run a gauge of a few kernels says how fast the machine is now, and the prediction for that run is made from
-it. A point's prediction and its measurement are what its runs take undisturbed (`planner.repeats`).
+Profiles this machine, plans a grid of small jobs, and executes each several times, in rounds over the whole grid. The
+profiler goes on measuring in between, so that runs and calibration see the same machine whatever else it does, and
+each run is predicted from what was calibrated before it. A point's measurement is what its runs take undisturbed
+(`planner.repeats`), its prediction the one made before the last of them.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from planner.interpolation import left_out
 from planner.plan import Plan
 from planner.repeats import Repeats
 from planner.simulator import simulate
-from planner.speed import Speed
 from planner.timeline import Timeline
 from runtime.calibration import JOBS, LAYERS
 from runtime.execution import execute
-from runtime.gauge import Gauge
 from runtime.kernels import GEMM_COLUMNS, GEMM_ROWS, calibrated_shapes
 from runtime.profiler import Profiler, Request
 
 ROUNDS = 5
+FIRST_ROUNDS = 9
+"""Rounds of calibration before the first run, as `hybridserve profile` takes them."""
+RUNS_PER_TURN = 4
+"""Runs between two turns of the profiler."""
 RECORD, PROFILE = "accuracy.json", "accuracy-profile.yaml"
 
 
@@ -43,27 +46,24 @@ class Runs:
     plan: Plan
     predicted: list[Timeline] = field(default_factory=list)
     measured: list[Timeline] = field(default_factory=list)
-    speeds: list[Speed] = field(default_factory=list)
     peak_bytes: dict[str, int] = field(default_factory=dict)
 
-    def run(self, gauge: Gauge) -> None:
-        """Gauge, predict, execute."""
-        speed = Speed.of(gauge.read())
-        costs = CostModel(speed.applied(self.plan.hardware), self.plan.model)
+    def run(self, profile: HardwareProfile) -> None:
+        """Predict, then execute."""
+        achieved = {"gpu": self.plan.hardware.gpu.model_copy(update={"achieved": profile.gpu.achieved})}
+        costs = CostModel(self.plan.hardware.model_copy(update=achieved), self.plan.model)
         self.predicted.append(simulate(costs, self.plan.decisions))
         done = execute(self.plan, seed=len(self.measured))
         self.measured.append(done.measured)
-        self.speeds.append(speed)
         self.peak_bytes = done.peak_bytes
 
     def record(self) -> dict[str, Any]:
         """The point as data: undisturbed figures, and those of every run."""
-        predicted, measured = Repeats(self.predicted), Repeats(self.measured)
-        static = simulate(CostModel(self.plan.hardware, self.plan.model), self.plan.decisions)
-        left, right = predicted.kind_s(), measured.kind_s()
+        predicted, measured = self.predicted[-1], Repeats(self.measured)
+        first = simulate(CostModel(self.plan.hardware, self.plan.model), self.plan.decisions)
+        left, right = Repeats([predicted]).kind_s(), measured.kind_s()
         runs = [
-            {"gemm": s.gemm, "memory": s.memory, "predicted": _times(p), "measured": _times(m)}
-            for s, p, m in zip(self.speeds, self.predicted, self.measured, strict=True)
+            {"predicted": _times(p), "measured": _times(m)} for p, m in zip(self.predicted, self.measured, strict=True)
         ]
         return {
             "split": "validate",
@@ -73,7 +73,7 @@ class Runs:
             "binding": self.plan.prediction.binding,
             "runs": runs, "disturbance": measured.disturbance,
             "predicted": _times(predicted), "measured": _times(measured),
-            "predicted_without_gauge": _times(static),
+            "predicted_at_first": _times(first),
             "kinds": {key: {"predicted_s": left[key], "measured_s": right[key]} for key in left if left[key]},
             "peak_bytes": {
                 place: {"predicted": self.plan.memory[place].planned_bytes, "measured": self.peak_bytes[place]}
@@ -96,15 +96,20 @@ def main() -> None:
     started = time.perf_counter()
     request = Request("cpu", hidden=PROFILE_HIDDEN, heads=PROFILE_HIDDEN // 64, profile_id="accuracy-profile")
     profiler = Profiler(request, lambda done, of, text: print(f"profile {done}/{of}: {text}", flush=True))
-    profile = profiler.run()
-    grid = [Runs(point, point.plan(profile)) for point in list(points())[:: options.every]]
-    check_disjoint(profile, grid)
-    gauge = Gauge(profile, profiler.reference_s)
-    for turn in range(options.rounds):
-        for i, one in enumerate(grid):
-            one.run(gauge)
-            if i % 12 == 0:
-                print(f"round {turn + 1}/{options.rounds}, point {i + 1}/{len(grid)}", flush=True)
+    with profiler.measuring():
+        for _ in range(FIRST_ROUNDS):
+            profiler.round_of_turns()
+        profile = profiler.profile()
+        grid = [Runs(point, point.plan(profile)) for point in list(points())[:: options.every]]
+        check_disjoint(profile, grid)
+        for turn in range(options.rounds):
+            for i, one in enumerate(grid):
+                if i % RUNS_PER_TURN == 0:
+                    profiler.turn()
+                    profile = profiler.profile()
+                one.run(profile)
+                if i % 12 == 0:
+                    print(f"round {turn + 1}/{options.rounds}, point {i + 1}/{len(grid)}", flush=True)
     document = {
         "date": datetime.date.today().isoformat(),
         "machine": profile.machine,

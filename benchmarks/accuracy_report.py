@@ -90,11 +90,11 @@ def groups_table(points: list[dict[str, Any]]) -> str:
 
 
 def otherwise_rows(points: list[dict[str, Any]]) -> str:
-    """Every single run, and the same points without the gauge."""
+    """Every single run, and the same points predicted from the first profile."""
     rows = []
     for key, name in QUANTITIES.items():
         rows.append(run_errors(points, key).row(f"{name}, every run"))
-        rows.append(errors(points, key, left="predicted_without_gauge").row(f"{name}, without gauge"))
+        rows.append(errors(points, key, left="predicted_at_first").row(f"{name}, from the first profile"))
     return "\n".join(rows)
 
 

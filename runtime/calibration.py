@@ -36,7 +36,13 @@ JOBS = (
 SLOWED = ("embed", "prefill", "rebuild", "forward", "sample")
 """Kinds of operation whose kernels a profile compares with themselves inside the engine."""
 SMALL = ("embed", "rebuild", "sample")
-"""Those with the overhead of a small operation; the others run a whole layer."""
+"""Those with the overhead of a small operation."""
+WHOLE = ("prefill", "forward")
+"""Those that run a whole layer."""
+LARGE = (*WHOLE, "rebuild")
+"""Those that take the time of a job."""
+LEAST_SLOWDOWN = 0.1
+"""Where the overhead would explain all that was measured."""
 PACED = ("h2d", "d2h", "h2d_during_d2h", "d2h_during_h2d")
 
 
@@ -101,13 +107,10 @@ class Probes:
         for probe in self.jobs:
             for key, pair in _kernels_and_measured(profile, probe).items():
                 rows.setdefault(key.partition(".")[2], []).append(pair)
-        small, op_overhead = _affine({kind: rows[kind] for kind in SMALL})
-        forward, forward_overhead = _affine({"forward": rows["forward"]})
-        # Prefill runs the same calls as forward; its small products find their weights in the caches, so alone it
-        # would be taken for having no overhead.
-        prefill = [((taken - forward_overhead) / kernels) for kernels, taken in rows["prefill"]]
-        slowdowns = {**small, **forward, "prefill": max(float(np.median(prefill)), 0.1)}
-        overheads = {**dict.fromkeys(SMALL, op_overhead), "forward": forward_overhead, "prefill": forward_overhead}
+        small, op_overhead = _slowdowns({kind: rows[kind] for kind in SMALL})
+        whole, forward_overhead = _slowdowns({kind: rows[kind] for kind in WHOLE})
+        slowdowns = {**small, **whole}
+        overheads = {**dict.fromkeys(SMALL, op_overhead), **dict.fromkeys(WHOLE, forward_overhead)}
         residuals = [
             slowdowns[kind] * kernels / taken + overheads[kind] / taken - 1
             for kind in SLOWED for kernels, taken in rows[kind]
@@ -115,14 +118,22 @@ class Probes:
         return EngineFit(slowdowns, op_overhead, forward_overhead, float(np.mean(np.abs(residuals))))
 
 
-def _affine(rows: dict[str, list[tuple[float, float]]]) -> tuple[dict[str, float], float]:
-    """(slowdown of each kind, overhead of all): least squares of relative residuals, nothing negative."""
+def _slowdowns(rows: dict[str, list[tuple[float, float]]]) -> tuple[dict[str, float], float]:
+    """(slowdown of each kind, overhead of all) from pairs of (kernels alone, as in the engine), in seconds.
+
+    Both by least squares of relative residuals, nothing negative. Then the slowdown of kinds that take the time of a
+    job is what makes their seconds in all come out right: small operations tell the overhead, large ones the slowdown.
+    """
     table = [
         [*(kernels / taken * (kind == one) for one in rows), 1 / taken]
         for kind, pairs in rows.items() for kernels, taken in pairs
     ]  # fmt: skip
-    found, _ = nnls(np.array(table), np.ones(len(table)))
-    return dict(zip(rows, found[:-1].tolist(), strict=True)), float(found[-1])
+    *factors, overhead = nnls(np.array(table), np.ones(len(table)))[0].tolist()
+    slowdowns = dict(zip(rows, factors, strict=True))
+    for kind in slowdowns.keys() & set(LARGE):
+        kernels_s, taken_s = (sum(column) for column in zip(*rows[kind], strict=True))
+        slowdowns[kind] = max((taken_s - len(rows[kind]) * overhead) / kernels_s, LEAST_SLOWDOWN)
+    return slowdowns, overhead
 
 
 def _kernels_and_measured(profile: HardwareProfile, probe: Probe) -> dict[str, tuple[float, float]]:

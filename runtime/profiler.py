@@ -18,7 +18,7 @@ from runtime.gauge import Gauge
 from runtime.kernels import MOST_TOKENS, Kernels
 from runtime.machine import in_use_bytes
 from runtime.profile_document import Measured, document
-from runtime.profile_link import LinkProbe, link_probe
+from runtime.profile_link import link_probe
 from runtime.timing import Operands, Round, Series, Timer
 
 Progress = Callable[[int, int, str], None]
@@ -64,33 +64,55 @@ class Profiler:
         self._in_use = in_use_bytes(self.device)
         self.round = Round(Timer(self.device))
         self._readings: list[Reading] = []
+        self._turns = 0
 
     def run(self) -> HardwareProfile:
         """Measure everything: under a minute on one CPU core, under two on CUDA."""
-        started = time.perf_counter()
+        with self.measuring():
+            started = time.perf_counter()
+            for turn in range(ROUNDS):
+                if enough(turn, started, self.device.type):
+                    break
+                self.progress(turn + 1, self.STAGES, f"round {turn + 1} of {ROUNDS}")
+                self.round_of_turns()
+            return self.profile()
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Holds operands and probes, for as many turns as wanted."""
+        self.progress(0, self.STAGES, "a first look")
+        self._kernels = Kernels(self.request.hidden, Operands(self.device, self.dtype))
         with one_thread(), torch.inference_mode():
-            self.progress(0, self.STAGES, "a first look")
-            kernels = Kernels(self.request.hidden, Operands(self.device, self.dtype))
-            link = link_probe(self.device, self.request.link_bytes_per_s, kernels)
-            kernels.run(self.round)
-            link.run()
+            self._link = link_probe(self.device, self.request.link_bytes_per_s, self._kernels)
+            self._kernels.run(self.round)
+            self._link.run()
             # How busy the probes' streams are follows from a first look; what they measure does not depend on it.
-            look = self._profile(link, None)
-            probes = Probes.open(look, self.request.hidden, self.request.dtype)
-            gauge = Gauge(look, kernels=kernels)
-            try:
-                for turn in range(ROUNDS):
-                    if enough(turn, started, self.device.type):
-                        break
-                    self.progress(turn + 1, self.STAGES, f"round {turn + 1} of {ROUNDS}")
-                    for probe in probes.jobs:
-                        kernels.run(self.round)
-                        link.run()
-                        probe.run()
-                        self._readings += gauge.read()
-            finally:
-                probes.close()
-        return self._profile(link, probes)
+            look = self._profile(None)
+            self._probes = Probes.open(look, self.request.hidden, self.request.dtype)
+            self._gauge = Gauge(look, kernels=self._kernels)
+        try:
+            yield
+        finally:
+            self._probes.close()
+
+    def round_of_turns(self) -> None:
+        """Every probe once, in turn with everything else."""
+        for _ in self._probes.jobs:
+            self.turn()
+
+    def turn(self) -> None:
+        """All kernels and the link once more, and the next probe."""
+        probes = self._probes.jobs
+        with one_thread(), torch.inference_mode():
+            self._kernels.run(self.round)
+            self._link.run()
+            probes[self._turns % len(probes)].run()
+            self._readings += self._gauge.read()
+        self._turns += 1
+
+    def profile(self) -> HardwareProfile:
+        """What has been measured so far, after at least one round."""
+        return self._profile(self._probes)
 
     @property
     def reference_s(self) -> dict[str, float]:
@@ -105,12 +127,12 @@ class Profiler:
         """How far two profiles taken one after the other would differ, relative."""
         return self.round.repeatability
 
-    def _profile(self, link: LinkProbe, probes: Probes | None) -> HardwareProfile:
-        """What has been measured so far; without probes the engine adds next to nothing to its kernels."""
+    def _profile(self, probes: Probes | None) -> HardwareProfile:
+        """Without probes the engine adds next to nothing to its kernels."""
 
         def of(fit: EngineFit) -> HardwareProfile:
             runs = len(probes.jobs[0].runs) if probes else 1
-            measured = Measured(self.request, self.device, self._in_use, self.round, link, fit, runs)
+            measured = Measured(self.request, self.device, self._in_use, self.round, self._link, fit, runs)
             return validate(HardwareProfile, document(measured), "profile")
 
         alone = of(EngineFit.none())

@@ -72,14 +72,10 @@ def test_the_record_is_one_of_this_grid() -> None:
     assert RECORD["machine"]["torch"] and RECORD["date"]
 
 
-def test_the_record_holds_what_the_documents_say() -> None:
-    """Where the link binds predictions are close; the document says that the target is not met elsewhere."""
-    linked = [p for p in POINTS if p["binding"] == "link"]
-    assert errors(linked, "decode_step_s").mean <= 0.04
-    assert errors(POINTS, "decode_step_s").median <= 0.04 and errors(POINTS, "total_s").median <= 0.04
+def test_the_record_holds_what_the_project_promises() -> None:
     step, prefill, total = (errors(POINTS, key) for key in ("decode_step_s", "prefill_s", "total_s"))
-    met = step.mean <= 0.04 and step.p95 <= 0.10 and step.worst <= 0.15 and prefill.mean <= 0.06 and total.mean <= 0.04
-    assert met != ("**The target is not met**" in DOCUMENT.read_text())
+    assert step.mean <= 0.04 and step.p95 <= 0.10 and step.worst <= 0.15
+    assert prefill.mean <= 0.06 and total.mean <= 0.04
     assert all(one["median"] <= 0.05 for one in RECORD["calibrate"]["leave_one_out"])
 
 

@@ -15,7 +15,7 @@ from planner.planning import make_plan
 from planner.policies import POLICIES
 from planner.workload import Workload
 from runtime import kernels, profiler
-from runtime.calibration import _affine
+from runtime.calibration import _slowdowns
 from runtime.gauge import Gauge
 from runtime.profile_link import PacedLink, fitted
 from runtime.timing import Operands, Round, Series, Timer
@@ -89,14 +89,21 @@ def test_a_link_faster_than_a_copy_is_not_promised() -> None:
 def test_what_the_engine_adds_is_recovered() -> None:
     """From kernels that take known times: slowdowns 1.2 and 1.5, and 40 microseconds each."""
     kernels_s = [1e-3, 5e-3, 2e-2]
-    rows = {name: [(k, factor * k + 4e-5) for k in kernels_s] for name, factor in (("a", 1.2), ("b", 1.5))}
-    slowdowns, overhead = _affine(rows)
-    assert slowdowns == pytest.approx({"a": 1.2, "b": 1.5}, rel=1e-6) and overhead == pytest.approx(4e-5, rel=1e-6)
+    known = {"embed": 1.2, "rebuild": 1.5}
+    rows = {name: [(k, factor * k + 4e-5) for k in kernels_s] for name, factor in known.items()}
+    slowdowns, overhead = _slowdowns(rows)
+    assert slowdowns == pytest.approx(known, rel=1e-6) and overhead == pytest.approx(4e-5, rel=1e-6)
 
 
 def test_nothing_that_the_engine_adds_is_negative() -> None:
-    slowdowns, overhead = _affine({"a": [(1e-3, 0.8e-3), (1e-2, 1e-2)]})
-    assert overhead == 0 and 0.7 < slowdowns["a"] < 1
+    slowdowns, overhead = _slowdowns({"embed": [(1e-3, 0.8e-3), (1e-2, 1e-2)]})
+    assert overhead == 0 and 0.7 < slowdowns["embed"] < 1
+
+
+def test_the_largest_operations_tell_the_slowdown() -> None:
+    """Small ones that run 30 % faster than their kernels alone, their data in the caches, change next to nothing."""
+    slowdowns, _ = _slowdowns({"prefill": [(2e-3, 1.4e-3), (1e-3, 0.7e-3), (8e-2, 8e-2)]})
+    assert 0.98 < slowdowns["prefill"] < 1
 
 
 def test_latency_and_rate_of_a_link_are_recovered() -> None:
