@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from planner import catalogue, flags, report, selection, terminal
-from planner.attribution import attribute
 from planner.costs import CostModel
 from planner.errors import HybridserveError, InputError, RunError
 from planner.explain_report import explain_report, explain_result
@@ -20,9 +19,10 @@ from planner.plan import read_plan
 from planner.planning import make_plan
 from planner.policies import POLICIES
 from planner.results import plan_result, times
-from planner.simulator import simulate
 from planner.speed import Check
 from planner.trace import write_trace
+from planner.wave_attribution import attribute_waves
+from planner.wave_timeline import simulate_waves
 from planner.workload import Workload
 from runtime import prompts as lines
 
@@ -72,7 +72,7 @@ def simulate_command(plan: flags.PlanFile, trace: flags.Trace = None, as_json: f
     """
     selection.check_files({"--trace": trace}, [plan])
     found = read_plan(plan)
-    timeline = simulate(CostModel(found.hardware, found.model), found.decisions)
+    timeline = simulate_waves(CostModel(found.hardware, found.model), found.waves)
     if trace:
         write_trace(trace, {"predicted": timeline})
     terminal.show(as_json, {**plan_result(found), **times(timeline)}, report.plan_report(found))
@@ -87,7 +87,7 @@ def explain_command(plan: flags.PlanFile, as_json: flags.Json = False) -> None:
     """
     found = read_plan(plan)
     with terminal.status("simulating"):
-        where = attribute(found.hardware, found.model, found.decisions)
+        where = attribute_waves(found.hardware, found.model, found.waves)
     terminal.show(as_json, explain_result(found, where), explain_report(found, where))
 
 

@@ -58,7 +58,7 @@ class AverageBin:
         self.whole = demand_of([(r.prompt_len, r.gen_len) for r in requests], epochs)
         self.largest, self.smallest = (pick(r.positions for r in requests) for pick in (max, min))
         self._requests = len(requests)
-        self._envelope = _lower_envelope(costs, len(requests))
+        self.envelope = _lower_envelope(costs, len(requests))
         self._rebuild_s = _cheapest_rebuild(costs, int(self.whole.final_blocks) + 1)
 
     def at(self, fewest: int, most: int) -> Bin:
@@ -85,9 +85,9 @@ class AverageBin:
     def _cheapest_cut(self, rows: float, least: int, most: int) -> float:
         """min over k in [least, most] of k envelope(rows / k): linear in k between the corners of the envelope."""
         largest = min(float(most), max(rows, least))
-        corners = [rows / x for x in self._envelope[0] if least < rows / x < largest]
+        corners = [rows / x for x in self.envelope[0] if least < rows / x < largest]
         cuts = np.array([least, *corners, largest])
-        return float((cuts * np.interp(rows / cuts, *self._envelope)).min())
+        return float((cuts * np.interp(rows / cuts, *self.envelope)).min())
 
     def _attention_floor(self, tokens: float, fewest: int) -> float:
         """No composition gathers more blocks in a call than the mean, in the end, and one request more."""

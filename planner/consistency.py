@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from math import isclose
 from typing import TYPE_CHECKING
 
+from planner.decisions import act_share
 from planner.errors import InputError, nearest
 from planner.operation import STREAMS
 from planner.policies import POLICIES
@@ -50,12 +51,15 @@ def _check_policy(plan: Plan) -> None:
         cure = f"{nearest(plan.policy, POLICIES)} {CURE}"
         raise InputError(f"unknown policy '{plan.policy}'", where="policy", cure=cure)
     allowed = POLICIES[plan.policy].forms
-    for m, mini_batch in enumerate(plan.decisions.mini_batches):
+    batches = ((w, m, batch) for w, wave in enumerate(plan.waves) for m, batch in enumerate(wave.mini_batches))
+    for w, m, mini_batch in batches:
         for g, group in enumerate(mini_batch.groups):
             wrong = next((form.name for form in group.blocks if form not in allowed), None)
             if wrong:
-                what = f"policy '{plan.policy}' has no '{wrong}', which decisions.mini_batches.{m}.groups.{g} uses"
-                raise InputError(what, where="policy", cure=CURE)
+                place = f"decisions.waves.{w}.mini_batches.{m}.groups.{g}"
+                raise InputError(
+                    f"policy '{plan.policy}' has no '{wrong}', which {place} uses", where="policy", cure=CURE
+                )
 
 
 def _check_memory(plan: Plan, budgets: Mapping[str, MemoryRecord]) -> None:
@@ -87,14 +91,14 @@ def _check_prediction(plan: Plan) -> None:
 
 def _figures(plan: Plan) -> Iterator[tuple[str, float, float, str]]:
     """(key, what the file says, what it should be, why) of every figure that others determine."""
-    p, decisions = plan.prediction, plan.decisions
-    steps = decisions.decode_steps
+    p = plan.prediction
+    steps = sum(wave.decode_steps for wave in plan.waves)
     yield "prediction.total_s", p.total_s, p.prefill_s + p.decode_s, "prefill_s + decode_s"
     tokens = plan.workload.total_generated_tokens
     rate = tokens / p.total_s if p.total_s else 0.0
     yield "prediction.throughput_tokens_per_s", p.throughput_tokens_per_s, rate, f"{tokens} tokens over total_s"
     step_s = p.decode_s / steps if steps else 0.0
     yield "prediction.decode_step_s", p.decode_step_s, step_s, f"decode_s over {steps} steps"
-    yield "prediction.act_share", p.act_share, decisions.act_share, "the share of the decisions"
+    yield "prediction.act_share", p.act_share, act_share(plan.waves), "the share of the decisions"
     gap = 1 - plan.bound_total_s / p.total_s if p.total_s else 0.0
     yield "gap", plan.gap, gap, "1 - bound_total_s / total_s"

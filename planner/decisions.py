@@ -1,8 +1,10 @@
-"""Everything a plan decides. The memory budget, the schedule and the engine are functions of this and the model."""
+"""Everything a plan decides for one wave of requests. The memory budget, the schedule and the engine are functions of this and the model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from planner.forms import FORMS
 from planner.placement import FORM_INDEX, MiniBatch
@@ -25,7 +27,10 @@ PrefillPass = tuple[PrefillChunk, ...]
 
 @dataclass(frozen=True)
 class Decisions:
-    """All integers where the runtime needs integers."""
+    """One wave: requests that run together from prefill to their ends. All integers where the runtime needs integers.
+
+    A job that memory does not hold at once is a sequence of them, which share resident layers and slots.
+    """
 
     mini_batches: tuple[MiniBatch, ...]
     prefill_passes: tuple[PrefillPass, ...]
@@ -46,11 +51,52 @@ class Decisions:
         return max(mini_batch.decode_steps for mini_batch in self.mini_batches)
 
     @property
+    def act_blocks(self) -> int:
+        """Cached blocks kept as activations, summed over decode steps."""
+        return sum(int(mini_batch.shapes.blocks[:, _ACT].sum()) for mini_batch in self.mini_batches)
+
+    @property
+    def step_blocks(self) -> int:
+        """Cached blocks, summed over decode steps."""
+        return sum(int(mini_batch.shapes.blocks.sum()) for mini_batch in self.mini_batches)
+
+    @property
     def act_share(self) -> float:
         """Share of cached blocks kept as activations, mean over mini-batches and decode steps."""
-        act = sum(int(mini_batch.shapes.blocks[:, _ACT].sum()) for mini_batch in self.mini_batches)
-        total = sum(int(mini_batch.shapes.blocks.sum()) for mini_batch in self.mini_batches)
-        return act / total if total else 0.0
+        return act_share([self])
+
+    @cached_property
+    def shape(self) -> tuple[object, ...]:
+        """What everything but the request numbers comes to: waves of one shape take the same time and memory."""
+        groups = [[(len(g.requests), g.prompt_len, g.gen_len, g.blocks) for g in b.groups] for b in self.mini_batches]
+        group_of = {r: i for b in self.mini_batches for i, g in enumerate(b.groups) for r in g.requests}
+        passes = tuple(
+            tuple((chunk.mini_batch, tuple(sorted(group_of[r] for r in chunk.requests))) for chunk in chunks)
+            for chunks in self.prefill_passes
+        )
+        slots = (self.weight_slots, self.cache_slots, self.store_slots)
+        return (tuple(map(tuple, groups)), passes, self.resident_layers, slots)
+
+    def renumbered(self, numbers: Sequence[int]) -> Decisions:
+        """The same for requests `numbers[0]`, `numbers[1]`, ... in place of 0, 1, ..."""
+        return replace(
+            self,
+            mini_batches=tuple(
+                MiniBatch(tuple(replace(g, requests=tuple(numbers[r] for r in g.requests)) for g in b.groups))
+                for b in self.mini_batches
+            ),
+            prefill_passes=tuple(
+                tuple(replace(chunk, requests=tuple(numbers[r] for r in chunk.requests)) for chunk in chunks)
+                for chunks in self.prefill_passes
+            ),
+        )
+
+
+def act_share(waves: Sequence[Decisions]) -> float:
+    """Share of cached blocks kept as activations, mean over all waves, mini-batches and decode steps."""
+    act = sum(wave.act_blocks for wave in waves)
+    total = sum(wave.step_blocks for wave in waves)
+    return act / total if total else 0.0
 
 
 def spread_layers(resident: int, layers: int) -> tuple[int, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from planner.costs import CostModel, extrapolations
 from planner.decisions import Decisions
 from planner.forms import FORMS
@@ -15,17 +18,37 @@ BALANCED, ALL = 0.97, 0.99
 _HOST = [i for form, i in ((f, FORM_INDEX[f.name]) for f in FORMS) if not form.on_gpu]
 
 
-def reasons(costs: CostModel, policy: Policy, decisions: Decisions, timeline: Timeline, options: Options) -> list[str]:
-    """One sentence each: residency, what binds, the share of activations, the mini-batches, and what is uncertain."""
-    found = [_residency(costs, decisions), _binding(timeline)]
-    found += _share(costs, policy, decisions, timeline, options.act_share is not None)
-    found.append(_mini_batches(decisions, options.mini_batches is not None))
+def reasons(
+    costs: CostModel, policy: Policy, waves: Sequence[Decisions], timeline: Timeline, options: Options, short: str
+) -> list[str]:
+    """One sentence each: waves, residency, what binds, activations, mini-batches, and what is uncertain.
+
+    `short`: the memory that keeps the job from being a single wave, "" where none does.
+    """
+    # Waves share layers and slots: all their mini-batches side by side answer every question but how many there are.
+    together = replace(waves[0], mini_batches=tuple(batch for wave in waves for batch in wave.mini_batches))
+    found = _waves(waves, short) if len(waves) > 1 else []
+    found += [_residency(costs, together), _binding(timeline)]
+    found += _share(costs, policy, together, timeline, options.act_share is not None)
+    found.append(_mini_batches(waves, options.mini_batches is not None))
     if costs.hardware.scale_model_of:
         found.append(f"A scale model of {costs.hardware.scale_model_of}: ratios, not speeds, carry over")
-    shapes = [mini_batch.shapes for mini_batch in decisions.mini_batches]
+    shapes = [mini_batch.shapes for mini_batch in together.mini_batches]
     rows = [int(s.rows.max()) for s in shapes if len(s.rows)]
     contexts = [round(float((s.cached_tokens / s.rows).max())) for s in shapes if len(s.rows)]
     return found + extrapolations(costs, rows, contexts)
+
+
+def _waves(waves: Sequence[Decisions], short: str) -> list[str]:
+    sizes = _range([wave.requests for wave in waves])
+    said = f"{len(waves)} waves of {sizes} requests, one after the other: "
+    if short:
+        return [f"{said}{short} does not hold all of them at once"]
+    return [f"{said}a single wave would fit, but a smaller one leaves the GPU more room for each, and takes less time"]
+
+
+def _range(numbers: Sequence[int]) -> str:
+    return f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
 
 
 def _residency(costs: CostModel, decisions: Decisions) -> str:
@@ -50,15 +73,16 @@ def _binding(timeline: Timeline) -> str:
     return f"Compute binds: the GPU is busy {compute:.0%} of decoding, the link {link:.0%}"
 
 
-def _mini_batches(decisions: Decisions, forced: bool) -> str:
-    batches = [len(mini_batch.requests) for mini_batch in decisions.mini_batches]
-    sizes = f"{min(batches)}" if min(batches) == max(batches) else f"{min(batches)} to {max(batches)}"
+def _mini_batches(waves: Sequence[Decisions], forced: bool) -> str:
+    batches = [len(mini_batch.requests) for wave in waves for mini_batch in wave.mini_batches]
     requests = "request" if max(batches) == 1 else "requests"
-    if len(batches) == 1:
+    counts = [len(wave.mini_batches) for wave in waves]
+    each = " in each wave" if len(waves) > 1 else ""
+    if max(counts) == 1:
         why = "as asked for" if forced else "its slots fit, so cutting it would only add operations"
-        return f"One mini-batch of {sizes} {requests}: {why}"
+        return f"One mini-batch of {_range(batches)} {requests}{each}: {why}"
     why = "as asked for" if forced else "fewer would need larger slots on the GPU, more would only add operations"
-    return f"{len(batches)} mini-batches of {sizes} {requests}: {why}"
+    return f"{_range(counts)} mini-batches of {_range(batches)} {requests}{each}: {why}"
 
 
 def _share_cause(decisions: Decisions, timeline: Timeline, share: float, forced: bool) -> str:

@@ -7,31 +7,30 @@ import pulp
 from planner.costs import CostModel
 from planner.errors import HybridserveError, InfeasibleError
 from planner.hardware import HardwareProfile
-from planner.ilp import GIB, SplitProblem, build, solve
+from planner.ilp import GIB, SplitProblem, build
 from planner.policies import Policy
 from planner.search import Search
-from planner.workload import Workload
+from planner.workload import Request, Workload
 
 BARELY = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of a memory to add when looking for the smallest addition that helps."""
-THOROUGH = 128
-"""Requests up to which a whole search is quick enough to repeat."""
 GPU_DEARNESS = 8.0
 """A byte of GPU memory is harder to come by than one on the host: name the host where either would help."""
 
 
 def explain_infeasible(search: Search, policy: Policy) -> InfeasibleError:
-    """The error to raise for a search that found nothing."""
-    count = search.options.mini_batches or len(search.requests)
+    """The error to raise for a search of a single request that found nothing: no number of waves makes it smaller."""
+    count = 1
     gpu, host = shortage(search.relaxed(count, count))
     limit, device, missing = ("gpu_memory", "GPU", gpu) if gpu > host else ("host_memory", "host", host)
     if missing < 1:
         return _barely(search, policy)
     hardware, model = search.costs.hardware, search.costs.model
     budget = hardware.gpu.budget_bytes if limit == "gpu_memory" else hardware.host.budget_bytes
-    count = len(search.requests)
+    request = search.requests[0]
     what = (
-        f"{policy.name} of {model.name} for {count} request{'s' if count > 1 else ''} needs at least "
+        f"{policy.name} of {model.name} for a single request of {request.prompt_len} + {request.gen_len} tokens "
+        f"needs at least "
         f"{_size(budget + missing)} of {device} memory, {_size(missing)} more than the {_size(budget)} of {hardware.id}"
     )
     return InfeasibleError(what, limit=limit, missing_bytes=missing, cure=_cure(search, device, missing))
@@ -47,9 +46,9 @@ def _barely(search: Search, policy: Policy) -> InfeasibleError:
             roomier = _with_more(hardware, device, share * budget)
             costs = CostModel(roomier, search.costs.model)
             if Search(costs, search.workload, search.forms, search.options).run() is not None:
-                cure = f"Add {_size(share * budget)} of {device} memory ({share:.0%}), or take requests away"
+                cure = f"Add {_size(share * budget)} of {device} memory ({share:.0%}), or shorten the request"
                 return InfeasibleError(what, limit=f"{device}_memory", missing_bytes=share * budget, cure=cure)
-    return InfeasibleError(what, limit="host_memory", cure="Take requests away, or add memory on both sides")
+    return InfeasibleError(what, limit="host_memory", cure="Shorten the request, or add memory on both sides")
 
 
 def _with_more(hardware: HardwareProfile, device: str, nbytes: float) -> HardwareProfile:
@@ -77,40 +76,26 @@ def shortage(problem: SplitProblem) -> tuple[float, float]:
 
 
 def _cure(search: Search, device: str, missing: float) -> str:
-    most = _most_requests(search)
+    """Waves take care of the number of requests: what helps is more memory, or a shorter request."""
     more = f"Add {_size(missing)} of {device} memory"
-    if most:
-        return f"{more}, or run at most the first {most} of these requests together"
+    request = search.requests[0]
+    fits = _longest_prompt(search, request)
+    if fits:
+        return (
+            f"{more}, or keep the prompt at {fits} tokens or below. Fewer requests do not help: one alone is too long"
+        )
     return f"{more}: fewer requests alone do not help, the weights do not fit; choose a smaller model or dtype"
 
 
-def _most_requests(search: Search) -> int:
-    """The most requests of this workload, from its start, that have a plan; 0 when none has."""
-    low, high = 0, len(search.requests)
+def _longest_prompt(search: Search, request: Request) -> int:
+    """The longest prompt of `request`, as it is otherwise, that has a plan; 0 when none has."""
+    low, high = 0, request.prompt_len
     while high - low > 1:
         middle = (low + high) // 2
-        part = _first(search, middle)
-        count = min(search.options.mini_batches or middle, middle)
-        if solve(part.relaxed(count, count)) is not None:
-            low = middle
-        else:
-            high = middle
-    # The relaxation is a little too hopeful: take the first number that really has a plan.
-    while low and not _has_plan(_first(search, low)):
-        low -= max(1, low // 50)
+        job = Workload((Request(request.id, middle, request.gen_len),))
+        fits = Search(search.costs, job, search.forms, search.options).run() is not None
+        low, high = (middle, high) if fits else (low, middle)
     return low
-
-
-def _has_plan(search: Search) -> bool:
-    """Every number of mini-batches is tried for small jobs, for large ones that which needs least memory."""
-    count = len(search.requests)
-    if count <= THOROUGH:
-        return search.run() is not None
-    return search.plan_with(min(search.options.mini_batches or count, count)) is not None
-
-
-def _first(search: Search, requests: int) -> Search:
-    return Search(search.costs, Workload(search.requests[:requests]), search.forms, search.options)
 
 
 def _size(nbytes: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -132,6 +133,22 @@ def host_lines(model: ModelSpec, decisions: Decisions) -> list[MemoryLine]:
         MemoryLine("act@host blocks", pool_bytes(model, decisions, ACT_HOST)),
         MemoryLine("kv@host blocks", pool_bytes(model, decisions, KV_HOST)),
     ]
+
+
+def fullest_gpu_lines(model: ModelSpec, waves: Sequence[Decisions]) -> list[MemoryLine]:
+    """The GPU budget of the wave that needs most: waves use the same bytes, one after the other."""
+    return max((gpu_lines(model, wave) for wave in _distinct(waves)), key=planned_bytes)
+
+
+def fullest_host_lines(
+    model: ModelSpec, waves: Sequence[Decisions], rounding: Literal["exact", "power_of_two"] = "exact"
+) -> list[MemoryLine]:
+    """The host budget of the wave that needs most."""
+    return max((host_lines(model, wave) for wave in _distinct(waves)), key=lambda lines: pinned_total(lines, rounding))
+
+
+def _distinct(waves: Sequence[Decisions]) -> list[Decisions]:
+    return list({wave.shape: wave for wave in reversed(waves)}.values())[::-1]
 
 
 def pinned_total(lines: list[MemoryLine], rounding: Literal["exact", "power_of_two"]) -> int:

@@ -13,11 +13,11 @@ from pydantic import Field
 from planner.consistency import check_plan
 from planner.curve import Strict
 from planner.decisions import Decisions, chunk_prompts
-from planner.errors import InputError
+from planner.errors import HybridserveError, InputError
 from planner.files import dump_yaml, read_yaml, validate, write_whole
 from planner.forms import FORM_BY_NAME, CacheForm, blocks_for
 from planner.hardware import HardwareProfile
-from planner.memory import MemoryLine, gpu_lines, host_lines, pinned_total, planned_bytes
+from planner.memory import MemoryLine, fullest_gpu_lines, fullest_host_lines, pinned_total, planned_bytes
 from planner.model import ModelSpec
 from planner.placement import MiniBatch, RequestGroup
 from planner.workload import Workload
@@ -26,6 +26,10 @@ Device = Literal["gpu", "host"]
 Index = Annotated[int, Field(ge=0, lt=10**7)]
 Positive = Annotated[int, Field(gt=0, lt=10**13)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+OUTDATED = (1,)
+"""Versions of plan files that once were written."""
 
 
 class MadeFor(Strict):
@@ -50,6 +54,14 @@ class MiniBatchRecord(Strict):
     groups: list[GroupRecord] = Field(min_length=1)
 
 
+class WaveRecord(Strict):
+    """Requests that run together; the next wave begins when all of them have ended."""
+
+    prefill_chunk_tokens: Positive
+    prefill_pass_tokens: Positive
+    mini_batches: list[MiniBatchRecord] = Field(min_length=1)
+
+
 class DecisionsRecord(Strict):
     """The decisions in a form that a person can read and a program can check."""
 
@@ -57,9 +69,7 @@ class DecisionsRecord(Strict):
     weight_slots: Annotated[int, Field(ge=0, le=64)]
     cache_slots: Annotated[int, Field(ge=1, le=64)]
     store_slots: Annotated[int, Field(ge=1, le=64)]
-    prefill_chunk_tokens: Positive
-    prefill_pass_tokens: Positive
-    mini_batches: list[MiniBatchRecord] = Field(min_length=1)
+    waves: list[WaveRecord] = Field(min_length=1)
 
 
 class StreamRecord(Strict):
@@ -99,7 +109,7 @@ class MemoryRecord(Strict):
 class Plan(Strict):
     """Everything the simulator and the engine need, and the proof of how good it is."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     made_for: MadeFor
     policy: str
     why: list[str]
@@ -121,9 +131,16 @@ class Plan(Strict):
         return Workload.from_plain(self.workload_record, where="workload")
 
     @cached_property
+    def waves(self) -> tuple[Decisions, ...]:
+        """One after the other. InputError when the record contradicts itself or the workload."""
+        return restore_waves(self.decisions_record, self.workload, self.model)
+
+    @property
     def decisions(self) -> Decisions:
-        """InputError when the record contradicts itself or the workload."""
-        return restore_decisions(self.decisions_record, self.workload, self.model)
+        """Those of a job that runs in a single wave; HybridserveError for any other, so that no wave is forgotten."""
+        if len(self.waves) > 1:
+            raise HybridserveError(f"this plan has {len(self.waves)} waves, where a single one was expected")
+        return self.waves[0]
 
     @property
     def offloads(self) -> bool:
@@ -141,17 +158,22 @@ class Plan(Strict):
 def read_plan(path: Path) -> Plan:
     """InputError when the file is missing, truncated, edited into contradiction or of another version."""
     data = read_yaml(path, "plan")
+    if isinstance(data, dict) and data.get("schema_version") in OUTDATED:
+        what = f"this plan is of version {data['schema_version']}, from before jobs ran in waves"
+        raise InputError(what, where=f"{path}: schema_version", cure="Plan again: hybridserve plan")
     plan = validate(Plan, data, str(path))
     try:
-        check_plan(plan, {str(k): v for k, v in memory_records(plan.model, plan.hardware, plan.decisions).items()})
+        check_plan(plan, {str(k): v for k, v in memory_records(plan.model, plan.hardware, plan.waves).items()})
     except InputError as error:
         raise InputError(error.what, where=f"{path}: {error.where}", cure=error.cure) from None
     return plan
 
 
-def memory_records(model: ModelSpec, hardware: HardwareProfile, decisions: Decisions) -> dict[Device, MemoryRecord]:
-    """The budgets of both devices, line by line."""
-    gpu, host = gpu_lines(model, decisions), host_lines(model, decisions)
+def memory_records(
+    model: ModelSpec, hardware: HardwareProfile, waves: Sequence[Decisions]
+) -> dict[Device, MemoryRecord]:
+    """The budgets of both devices, line by line, each of the wave that fills it most."""
+    gpu, host = fullest_gpu_lines(model, waves), fullest_host_lines(model, waves, hardware.host.pin_rounding)
     pinned = pinned_total(host, hardware.host.pin_rounding)
     return {
         "gpu": MemoryRecord(
@@ -168,46 +190,63 @@ def _records(lines: Sequence[MemoryLine]) -> list[LineRecord]:
 # ---- decisions as records --------------------------------------------------------------------------
 
 
-def record_decisions(decisions: Decisions) -> DecisionsRecord:
-    """`decisions` as a file says them."""
-    chunks = [chunk for chunks in decisions.prefill_passes for chunk in chunks]
+def record_waves(waves: Sequence[Decisions]) -> DecisionsRecord:
+    """`waves` as a file says them."""
+    first = waves[0]
     return DecisionsRecord(
-        resident_layers=list(decisions.resident_layers),
-        weight_slots=decisions.weight_slots,
-        cache_slots=decisions.cache_slots,
-        store_slots=decisions.store_slots,
+        resident_layers=list(first.resident_layers),
+        weight_slots=first.weight_slots,
+        cache_slots=first.cache_slots,
+        store_slots=first.store_slots,
+        waves=[_record_wave(wave) for wave in waves],
+    )
+
+
+def _record_wave(wave: Decisions) -> WaveRecord:
+    chunks = [chunk for chunks in wave.prefill_passes for chunk in chunks]
+    return WaveRecord(
         prefill_chunk_tokens=max(chunk.tokens for chunk in chunks),
-        prefill_pass_tokens=max(sum(chunk.tokens for chunk in chunks) for chunks in decisions.prefill_passes),
+        prefill_pass_tokens=max(sum(chunk.tokens for chunk in chunks) for chunks in wave.prefill_passes),
         mini_batches=[
             MiniBatchRecord(groups=[
                 GroupRecord(requests=_ranges(g.requests), blocks=[(f.name, n) for f, n in _runs(g.blocks)])
                 for g in mini_batch.groups
             ])
-            for mini_batch in decisions.mini_batches
+            for mini_batch in wave.mini_batches
         ],
     )  # fmt: skip
 
 
-def restore_decisions(record: DecisionsRecord, workload: Workload, model: ModelSpec) -> Decisions:
-    """The decisions that a record says; InputError (where: the key) when they contradict the workload or model."""
+def restore_waves(record: DecisionsRecord, workload: Workload, model: ModelSpec) -> tuple[Decisions, ...]:
+    """The waves that a record says; InputError (where: the key) when they contradict the workload or model."""
     seen: set[int] = set()
-    batches = tuple(
-        MiniBatch(tuple(_group(g, workload, seen, f"decisions.mini_batches.{m}.groups.{i}")
-                        for i, g in enumerate(mini_batch.groups)))
-        for m, mini_batch in enumerate(record.mini_batches)
-    )  # fmt: skip
+    waves = tuple(
+        _restore_wave(record, wave, workload, seen, f"decisions.waves.{w}") for w, wave in enumerate(record.waves)
+    )
     if len(seen) != len(workload):
         missing = next(i for i in range(len(workload)) if i not in seen)
-        raise InputError(f"request {missing} is in no mini-batch", where="decisions.mini_batches", cure="Plan again")
+        raise InputError(f"request {missing} is in no mini-batch", where="decisions.waves", cure="Plan again")
     layers = record.resident_layers
     if len(set(layers)) != len(layers) or any(layer >= model.layers for layer in layers):
         what = f"resident layers are {model.layers} different numbers from 0 at most"
         raise InputError(what, where="decisions.resident_layers", cure="Plan again")
     if record.weight_slots == 0 and len(layers) < model.layers:
         raise InputError("streamed layers need a slot", where="decisions.weight_slots", cure="At least 1, better 2")
-    prompts = {i: request.prompt_len for i, request in enumerate(workload.requests)}
+    return waves
+
+
+def _restore_wave(
+    shared: DecisionsRecord, record: WaveRecord, workload: Workload, seen: set[int], where: str
+) -> Decisions:
+    batches = tuple(
+        MiniBatch(tuple(_group(g, workload, seen, f"{where}.mini_batches.{m}.groups.{i}")
+                        for i, g in enumerate(mini_batch.groups)))
+        for m, mini_batch in enumerate(record.mini_batches)
+    )  # fmt: skip
+    prompts = {r: workload.requests[r].prompt_len for batch in batches for r in batch.requests}
     passes = chunk_prompts(batches, prompts, record.prefill_chunk_tokens, record.prefill_pass_tokens)
-    return Decisions(batches, passes, tuple(layers), record.weight_slots, record.cache_slots, record.store_slots)
+    layers = tuple(shared.resident_layers)
+    return Decisions(batches, passes, layers, shared.weight_slots, shared.cache_slots, shared.store_slots)
 
 
 def _group(record: GroupRecord, workload: Workload, seen: set[int], where: str) -> RequestGroup:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 from planner.costs import CostModel
-from planner.decisions import Decisions
+from planner.decisions import Decisions, act_share
 from planner.errors import HybridserveError
 from planner.explain import reasons
 from planner.feasibility import explain_infeasible
 from planner.files import validate
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec
-from planner.plan import MadeFor, Plan, Prediction, StreamRecord, memory_records, record_decisions
+from planner.plan import MadeFor, Plan, Prediction, StreamRecord, memory_records, record_waves
 from planner.policies import Policy
-from planner.search import Options, Search
-from planner.simulator import simulate
+from planner.search import Options
 from planner.timeline import Timeline
+from planner.waves import FoundWaves, WaveSearch
 from planner.workload import Workload, check_fits
 
-DOMINANCE_GAP = 0.003
-"""Plans proven this close to the best are not worth a second look."""
-SOLVER = "PuLP with HiGHS; branch and bound over the number of mini-batches"
+SOLVER = "PuLP with HiGHS; branch and bound over the numbers of waves and mini-batches"
 
 
 def make_plan(
@@ -40,64 +39,45 @@ def make_plan(
     check_fits(workload, model)
     started = time.perf_counter()
     costs = CostModel(hardware, model)
-    search = Search(costs, workload, policy.forms, options or Options())
+    search = WaveSearch(costs, workload, policy, options or Options())
     found = search.run()
     if found is None:
-        raise explain_infeasible(search, policy)
-    decisions, timeline = found.decisions, simulate(costs, found.decisions)
-    if 1 - found.bound_s / timeline.total_s > DOMINANCE_GAP:
-        decisions, timeline = _best_of_parts(search, policy, decisions, timeline)
-    solve_s = time.perf_counter() - started
-    return _as_plan(costs, workload, policy, search.options, decisions, timeline, found.bound_s, solve_s)
-
-
-def _best_of_parts(
-    search: Search, policy: Policy, decisions: Decisions, timeline: Timeline
-) -> tuple[Decisions, Timeline]:
-    """Where rounding a mixed plan costs something, one kind of content alone may beat it: never be slower than that."""
-    contents = {form.content for form in policy.forms}
-    for content in sorted(contents) if len(contents) > 1 and search.options.act_share is None else ():
-        forms = tuple(form for form in policy.forms if form.content == content)
-        part = Search(search.costs, search.workload, forms, search.options).run()
-        if part is not None:
-            other = simulate(search.costs, part.decisions)
-            if other.total_s < timeline.total_s:
-                decisions, timeline = part.decisions, other
-    return decisions, timeline
+        raise explain_infeasible(search.hardest(), policy)
+    why = reasons(costs, policy, found.waves, found.timeline, search.options, search.short_memory(found))
+    return _as_plan(costs, workload, policy, found, why, time.perf_counter() - started)
 
 
 def _as_plan(
-    costs: CostModel, workload: Workload, policy: Policy, options: Options, decisions: Decisions, timeline: Timeline,
-    bound_s: float, solve_s: float,
-) -> Plan:  # fmt: skip
+    costs: CostModel, workload: Workload, policy: Policy, found: FoundWaves, why: list[str], solve_s: float
+) -> Plan:
     hardware, model = costs.hardware, costs.model
     data: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": 2,
         "made_for": MadeFor(
             hardware=hardware.id, hardware_hash=hardware.content_hash,
             model=model.name, model_hash=model.content_hash,
             requests=len(workload), workload_hash=workload.content_hash,
         ),
         "policy": policy.name,
-        "why": reasons(costs, policy, decisions, timeline, options),
-        "prediction": predict(decisions, timeline),
-        "bound_total_s": bound_s,
-        "gap": 1 - bound_s / timeline.total_s,
+        "why": why,
+        "prediction": predict(found.waves, found.timeline),
+        "bound_total_s": found.bound_s,
+        "gap": 1 - found.bound_s / found.timeline.total_s,
         "solve_s": solve_s,
         "solver": SOLVER,
-        "memory": memory_records(model, hardware, decisions),
-        "decisions": record_decisions(decisions),
+        "memory": memory_records(model, hardware, found.waves),
+        "decisions": record_waves(found.waves),
         "workload": workload.to_plain(),
         "model": model,
         "hardware": hardware,
     }  # fmt: skip
     plan = validate(Plan, data, "plan")
-    if plan.decisions != decisions:
+    if plan.waves != found.waves:
         raise HybridserveError("the plan does not read back as it was decided")
     return plan
 
 
-def predict(decisions: Decisions, timeline: Timeline) -> Prediction:
+def predict(waves: Sequence[Decisions], timeline: Timeline) -> Prediction:
     """The figures of a simulated timeline that a plan carries."""
     use = timeline.use("decode" if timeline.decode_steps else "prefill")
     return Prediction(
@@ -107,7 +87,7 @@ def predict(decisions: Decisions, timeline: Timeline) -> Prediction:
         decode_s=timeline.decode_s,
         decode_step_s=timeline.decode_step_s,
         binding=cast(Any, timeline.binding),
-        act_share=decisions.act_share,
+        act_share=act_share(waves),
         streams={
             name: StreamRecord(busy_fraction=min(one.busy_fraction, 1.0), bytes_per_s=one.bytes_per_s)
             for name, one in use.items()

@@ -41,12 +41,19 @@ def plan_report(plan: Plan) -> RenderableType:
         ("binding", p.binding),
         ("busy in decode", f"link {link:.0%}, compute {compute:.0%}"),
         ("cached as activations", f"{p.act_share:.1%}"),
-        ("mini-batches", f"{len(plan.decisions.mini_batches)}"),
-        ("layers on the GPU", f"{len(plan.decisions.resident_layers)} of {plan.model.layers}"),
+        *([("waves", f"{len(plan.waves)}")] if len(plan.waves) > 1 else []),
+        ("mini-batches", _count_of([len(wave.mini_batches) for wave in plan.waves])),
+        ("layers on the GPU", f"{len(plan.waves[0].resident_layers)} of {plan.model.layers}"),
         ("solved in", seconds(plan.solve_s)),
     ))  # fmt: skip
     budgets = [memory_report(name, record) for name, record in plan.memory.items()]
     return Group(prediction, *budgets, bullets("Why", plan.why))
+
+
+def _count_of(counts: Sequence[int]) -> str:
+    """Of each wave: one number, or the range."""
+    each = " a wave" if len(counts) > 1 else ""
+    return f"{min(counts)}{each}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}{each}"
 
 
 def memory_report(name: str, record: MemoryRecord) -> Table:

@@ -27,11 +27,13 @@ def plan_result(plan: Plan) -> dict[str, Any]:
         "gap": plan.gap,
         "solve_s": plan.solve_s,
         "act_share": p.act_share,
+        "waves": len(plan.waves),
         "mini_batches": [
-            {"requests": len(b.requests), "tokens": sum(len(g.requests) * g.prompt_len for g in b.groups)}
-            for b in plan.decisions.mini_batches
+            {"wave": w, "requests": len(b.requests), "tokens": sum(len(g.requests) * g.prompt_len for g in b.groups)}
+            for w, wave in enumerate(plan.waves)
+            for b in wave.mini_batches
         ],
-        "resident_layers": list(plan.decisions.resident_layers),
+        "resident_layers": list(plan.waves[0].resident_layers),
         "memory": {name: record.model_dump() for name, record in plan.memory.items()},
         "binding": p.binding,
         "streams": {name: stream.model_dump() for name, stream in p.streams.items()},

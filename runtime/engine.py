@@ -6,27 +6,23 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from planner.checker import check_budget, check_hazards
 from planner.errors import InputError
-from planner.memory import Sizes, aligned, gpu_lines, host_lines, planned_bytes
+from planner.memory import aligned, fullest_gpu_lines, fullest_host_lines, host_lines, planned_bytes
 from planner.operation import Operation
 from planner.plan import Plan
 from planner.schedule import Schedule
 from planner.timeline import Span, Timeline
+from planner.wave_timeline import WavesTimeline
 from runtime.arena import Arena
-from runtime.buffers import DecodeBuffers, PrefillBuffers
-from runtime.cache import Cache
-from runtime.decode import Decode
 from runtime.device import Device, Ticket
 from runtime.layers.base import layers_for
-from runtime.prefill import Prefill
 from runtime.store import WeightStore
-from runtime.tokens import Tokens
-from runtime.weights import Source, torch_dtype
+from runtime.wave import Wave
+from runtime.weights import Source
 
 SWITCH_S = 1e-4
 """How long this thread may keep Python from the threads of the streams; Python's own 5 ms is a dozen kernels."""
@@ -50,82 +46,69 @@ class Engine:
     """A plan with its memory allocated and its weights loaded. Prompts may be run any number of times."""
 
     def __init__(self, plan: Plan, device: Device, source: Source) -> None:
-        model, decisions = plan.model, plan.decisions
-        self.plan, self.device, self.model, self.decisions = plan, device, model, decisions
-        gpu_budget, host_budget = gpu_lines(model, decisions), host_lines(model, decisions)
+        model, waves = plan.model, plan.waves
+        self.plan, self.device, self.model = plan, device, model
+        gpu_budget = fullest_gpu_lines(model, waves)
         check_budget("GPU", gpu_budget, plan.hardware.gpu.budget_bytes)
-        check_budget("host", host_budget, plan.hardware.host.budget_bytes)
-        check_hazards(Schedule(model, decisions))
+        check_budget("host", fullest_host_lines(model, waves), plan.hardware.host.budget_bytes)
+        for wave in {wave.shape: wave for wave in waves}.values():
+            check_hazards(Schedule(model, wave))
         # Exactly the planned bytes: whatever was not planned fails here, not after an hour.
         self.gpu = Arena("GPU", device.slab("gpu", planned_bytes(gpu_budget)))
-        self.host = Arena("host", device.slab("host", sum(aligned(line.nbytes) for line in host_budget)))
-        dtype, layers, sizes = torch_dtype(model), layers_for(model), Sizes.of(model, decisions)
-        self.weights = WeightStore(model, decisions, layers, self.gpu, self.host)
-        self.tokens = Tokens(plan.workload, decisions, self.gpu, device.torch_device)
-        cache = Cache(model, decisions, dtype, self.gpu, self.host)
-        overlay = self.gpu.mark()
-        prefill = PrefillBuffers(model, decisions, sizes, dtype, self.gpu)
-        self.gpu.rewind(overlay)
-        decode = DecodeBuffers(model, decisions, sizes, dtype, self.gpu)
-        shared = (model, decisions, layers, device, self.weights, cache)
-        self.prefill = Prefill(*shared, prefill, self.tokens)
-        self.decode = Decode(*shared, decode, self.tokens)
+        host_bytes = max(sum(aligned(line.nbytes) for line in host_lines(model, wave)) for wave in waves)
+        self.host = Arena("host", device.slab("host", host_bytes))
+        layers = layers_for(model)
+        self.weights = WeightStore(model, waves[0], layers, self.gpu, self.host)
+        self.waves = [Wave(plan, wave, layers, device, self.weights, self.gpu, self.host) for wave in waves]
         self.weights.fill(source)
         device.ready()
 
     def run(self, prompts: Sequence[Sequence[int]], progress: Progress | None = None) -> Result:
         """Greedy generation for every request. `prompts` are token ids, of the lengths the plan was made for."""
         self._check_prompts(prompts)
-        self.tokens.set_prompts(prompts)
         switch = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
+        issued: list[tuple[Operation, Ticket]] = []
+        first: list[int] = []
+        generated: dict[int, list[int]] = {}
         try:
-            issued = self._issue(progress)
-            self.device.synchronize()
+            for wave in self.waves:
+                wave.tokens.set_prompts(prompts)
+                if not first:
+                    self.device.start_clock()
+                first.append(len(issued))
+                issued += self._issue(
+                    wave, sum(w.decisions.decode_steps for w in self.waves[: len(first) - 1]), progress
+                )
+                self.device.synchronize()
+                generated |= wave.tokens.generated()
         finally:
             sys.setswitchinterval(switch)
         spans = [
-            Span(op.id, op.kind, op.stream, op.step, op.layer, op.part, *self.device.span_s(ticket), op.nbytes)
-            for op, ticket in issued
+            Span(i, op.kind, op.stream, op.step, op.layer, op.part, *self.device.span_s(ticket), op.nbytes)
+            for i, (op, ticket) in enumerate(issued)
         ]
-        generated = self.tokens.generated()
+        tokens = [generated[r] for r in range(len(prompts))]
         peaks = {"gpu": self.gpu.peak_bytes, "host": self.host.peak_bytes}
-        return Result(generated, Timeline(spans, sum(len(g) for g in generated)), peaks)
+        count = sum(map(len, tokens))
+        timeline = Timeline(spans, count) if len(first) == 1 else WavesTimeline(spans, count, tuple(first))
+        return Result(tokens, timeline, peaks)
 
-    def _issue(self, progress: Progress | None) -> list[tuple[Operation, Ticket]]:
-        """Every operation of the schedule to its stream, never far ahead of what has ended."""
+    def _issue(self, wave: Wave, steps_before: int, progress: Progress | None) -> list[tuple[Operation, Ticket]]:
+        """Every operation of a wave to its stream, never far ahead of what has ended."""
         issued: list[tuple[Operation, Ticket]] = []
         pending: deque[Ticket] = deque()
-        self.device.start_clock()
-        for op in Schedule(self.model, self.decisions):
+        steps = sum(wave.decode_steps for wave in self.plan.waves)
+        for op in Schedule(self.model, wave.decisions):
             waits = [issued[w][1] for w in op.waits]
-            ticket = self.device.launch(op.stream, self._work(op), waits, op.nbytes)
+            ticket = self.device.launch(op.stream, wave.work(op), waits, op.nbytes)
             issued.append((op, ticket))
             pending.append(ticket)
             if len(pending) > LOOKAHEAD:
                 pending.popleft().wait()
             if progress and op.kind == "sample":
-                progress(op.step, self.decisions.decode_steps)
+                progress(steps_before + op.step, steps)
         return issued
-
-    def _work(self, op: Operation) -> Callable[[], None]:
-        if op.kind == "load_weights":
-            target, source = self.weights.piece(op.layer, op.slot, op.offset, op.nbytes)
-            return partial(self.device.copy, target, source)
-        if op.kind == "begin_decode":
-            return _nothing
-        if op.step == 0:
-            handlers: dict[str, Callable[[Operation], None]] = {
-                "embed": self.prefill.embed, "prefill": self.prefill.forward,
-                "store": self.prefill.store, "sample": self.prefill.sample,
-            }  # fmt: skip
-            return partial(handlers[op.kind], op)
-        decode = self.decode
-        work = {
-            "load_act": decode.load, "load_kv": decode.load, "rebuild": decode.rebuild, "forward": decode.forward,
-            "store": decode.store, "embed": decode.embed, "sample": decode.sample,
-        }[op.kind]  # fmt: skip
-        return partial(work, op, decode.view(op))
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         requests = self.plan.workload.requests
@@ -149,7 +132,3 @@ def random_prompts(plan: Plan, seed: int) -> list[list[int]]:
         torch.randint(0, plan.model.vocab, (request.prompt_len,), generator=generator).tolist()
         for request in plan.workload.requests
     ]
-
-
-def _nothing() -> None:
-    return None

@@ -13,8 +13,8 @@ from planner.errors import InputError
 from planner.model import CONFIG_FILE, load_model
 from planner.plan import Plan
 from planner.results import measured_result
-from planner.simulator import simulate
 from planner.timeline import Timeline
+from planner.wave_timeline import simulate_waves
 from runtime.device import Device, open_device
 from runtime.engine import Engine, Progress, random_prompts
 from runtime.layers.base import layers_for
@@ -33,7 +33,7 @@ class Execution:
     @cached_property
     def predicted(self) -> Timeline:
         """The timeline that was predicted, from the plan alone."""
-        return simulate(CostModel(self.plan.hardware, self.plan.model), self.plan.decisions)
+        return simulate_waves(CostModel(self.plan.hardware, self.plan.model), self.plan.waves)
 
     def result(self) -> dict[str, Any]:
         """Predicted, measured and error, as `run --json` prints them."""

@@ -12,27 +12,31 @@ from runtime.arena import Arena
 
 
 class Tokens:
-    """One row of ids per request, one after the other: the prompt, then what is generated."""
+    """One row of ids per request of a wave, one after the other: the prompt, then what is generated."""
 
     def __init__(self, workload: Workload, decisions: Decisions, gpu: Arena, device: torch.device) -> None:
         self.workload, self.decisions, self.device = workload, decisions, device
-        lengths = [r.prompt_len + r.gen_len for r in workload.requests]
-        self._starts = [sum(lengths[:i]) for i in range(len(lengths))]
-        self.ids = gpu.carve("token ids", (sum(lengths),), torch.int64)
+        self._starts: dict[int, int] = {}
+        end = 0
+        for request in sorted(r for mini_batch in decisions.mini_batches for r in mini_batch.requests):
+            self._starts[request] = end
+            end += workload.requests[request].prompt_len + workload.requests[request].gen_len
+        self.ids = gpu.carve("token ids", (end,), torch.int64)
         self._rows: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def set_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Token ids of every prompt, in the order of the workload."""
-        for start, prompt in zip(self._starts, prompts, strict=True):
-            self.ids[start : start + len(prompt)] = torch.tensor(prompt, dtype=torch.int64, device=self.device)
+        """Token ids of the prompts, from those of the whole workload in its order."""
+        for request, start in self._starts.items():
+            prompt = torch.tensor(prompts[request], dtype=torch.int64, device=self.device)
+            self.ids[start : start + len(prompt)] = prompt
 
-    def generated(self) -> list[list[int]]:
-        """What was generated, in the order of the workload. After the run."""
-        ids = self.ids.tolist()
-        return [
-            ids[start + r.prompt_len : start + r.prompt_len + r.gen_len]
-            for start, r in zip(self._starts, self.workload.requests, strict=True)
-        ]
+    def generated(self) -> dict[int, list[int]]:
+        """What was generated, by request. After the run."""
+        ids, requests = self.ids.tolist(), self.workload.requests
+        return {
+            r: ids[start + requests[r].prompt_len : start + requests[r].prompt_len + requests[r].gen_len]
+            for r, start in self._starts.items()
+        }
 
     def prompts(self, chunk: PrefillChunk) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and positions of a chunk's prompts, concatenated in the order of their groups."""

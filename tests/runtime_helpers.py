@@ -16,7 +16,7 @@ from planner.forms import FORMS
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec
 from planner.placement import MiniBatch
-from planner.plan import Plan, record_decisions
+from planner.plan import Plan, record_waves
 from planner.planning import make_plan
 from planner.policies import POLICIES
 from planner.search import Options
@@ -72,7 +72,7 @@ def with_random_forms(plan: Plan, seed: int) -> Plan:
         )
         for mini_batch in plan.decisions.mini_batches
     )
-    record = record_decisions(replace(plan.decisions, mini_batches=batches))
+    record = record_waves([replace(plan.decisions, mini_batches=batches)])
     data = plan.model_dump(by_alias=True)
     roomy = small_profile(plan.hardware.gpu.device, 1e8)
     return Plan.model_validate({**data, "decisions": record.model_dump(), "hardware": roomy.model_dump()})

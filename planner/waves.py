@@ -1,0 +1,203 @@
+"""Cuts a job into waves that run one after the other, and plans each: how many, and who runs with whom.
+
+Requests that end together belong together: a wave runs until its longest request has ended, and every step loads the
+weights once for all. So requests are sorted by generation length and cut into consecutive waves of equal memory demand.
+The number of waves is searched like the number of mini-batches: by branch and bound over intervals of it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from planner.costs import CostModel
+from planner.decisions import Decisions
+from planner.feasibility import shortage
+from planner.forms import blocks_for
+from planner.policies import Policy
+from planner.search import TOLERANCE, Options, Search
+from planner.simulator import simulate
+from planner.timeline import Timeline
+from planner.wave_bound import WaveBound
+from planner.wave_timeline import simulate_waves
+from planner.workload import Request, Workload
+
+DOMINANCE_GAP = 0.003
+"""Plans proven this close to the best are not worth a second look."""
+MAX_CUTS = 5
+"""Numbers of waves planned once a plan is known: neighbours differ little, and each takes seconds."""
+FEW_KINDS = 2
+"""Different waves up to which each is worth a second look."""
+
+
+@dataclass(frozen=True)
+class FoundWaves:
+    """The best plan found, and the bound that holds for every cut into waves and every choice within them."""
+
+    waves: tuple[Decisions, ...]
+    timeline: Timeline
+    bound_s: float
+
+
+def cut(requests: Sequence[Request], count: int) -> list[list[int]]:
+    """Request numbers of `count` waves, by generation length, then prompt length; about equal blocks in the end.
+
+    No wave is empty. Equal requests make waves of at most two sizes.
+    """
+    order = sorted(range(len(requests)), key=lambda r: (requests[r].gen_len, requests[r].prompt_len, r))
+    sizes = [blocks_for(requests[r].positions) for r in order]
+    total, held, position = sum(sizes), 0, 0
+    waves: list[list[int]] = []
+    for wave in range(1, count + 1):
+        first, last = position, len(order) - (count - wave)
+        while position < last and (position == first or (held + sizes[position]) * count <= wave * total):
+            held += sizes[position]
+            position += 1
+        waves.append(order[first:position])
+    waves[-1] += order[position:]
+    return waves
+
+
+class WaveSearch:
+    """One job to plan, in as many waves as it takes."""
+
+    def __init__(self, costs: CostModel, workload: Workload, policy: Policy, options: Options) -> None:
+        self.costs, self.workload, self.policy, self.options = costs, workload, policy, options
+        self.requests = workload.requests
+        self.whole = Search(costs, workload, policy.forms, options)
+        self._known: dict[tuple[object, ...], Decisions | None] = {}
+
+    def run(self) -> FoundWaves | None:
+        """None when there is no plan in any number of waves that was tried, up to one request in each."""
+        found = self.whole.run()
+        best: tuple[tuple[Decisions, ...], Timeline] | None = None
+        proven: list[float] = []
+        if found is not None:
+            wave = self._with_parts(self.whole, found.decisions, found.bound_s)
+            best, proven = ((wave,), simulate(self.costs, wave)), [found.bound_s]
+        if len(self.requests) == 1:
+            return FoundWaves(*best, proven[0]) if best else None
+        return self._more_waves(best, proven)
+
+    def _more_waves(
+        self, best: tuple[tuple[Decisions, ...], Timeline] | None, proven: list[float]
+    ) -> FoundWaves | None:
+        bound = WaveBound(self.whole)
+        heap: list[tuple[float, int, int, float]] = []
+
+        def push(low: int, high: int) -> None:
+            found = bound.of(low, high) if low <= high else None
+            if found:
+                heapq.heappush(heap, (found.total_s, low, high, found.waves))
+
+        push(2 if best else 1, len(self.requests))
+        tried: set[int] = set()
+        if best is None and heap and self.hardest().run() is not None:
+            best = self._first(bound.fewest_waves, tried)
+        if best is None:
+            return None
+        cuts = 0
+        while heap:
+            total_s, low, high, waves = heapq.heappop(heap)
+            if total_s >= best[1].total_s * (1 - TOLERANCE) or cuts >= MAX_CUTS:
+                proven.append(total_s)
+                break
+            if low < high:
+                middle = min(max(-int(-(waves - 1e-6) // 1), low), high)
+                for part in ((low, middle - 1), (middle, middle), (middle + 1, high)):
+                    push(*part)
+                continue
+            proven.append(total_s)
+            if low not in tried:
+                cuts += 1
+                best = self._better(best, self._plan(low))
+        return FoundWaves(*best, min([*proven, best[1].total_s]))
+
+    def _first(self, fewest: int, tried: set[int]) -> tuple[tuple[Decisions, ...], Timeline] | None:
+        """The first number of waves that has a plan, in growing strides from `fewest`."""
+        count, stride = max(fewest, 2), 1
+        while True:
+            tried.add(count)
+            found = self._plan(count)
+            if found or count == len(self.requests):
+                return found
+            count, stride = min(count + stride, len(self.requests)), 2 * stride
+
+    @staticmethod
+    def _better(
+        one: tuple[tuple[Decisions, ...], Timeline], other: tuple[tuple[Decisions, ...], Timeline] | None
+    ) -> tuple[tuple[Decisions, ...], Timeline]:
+        return other if other and other[1].total_s < one[1].total_s else one
+
+    def hardest(self) -> Search:
+        """The first request that does not fit even alone; that of most positions where all do."""
+        alike = sorted(self.workload.classes().items(), key=lambda item: (-sum(item[0]), item[0]))
+        alone = [Workload((self.requests[min(members)],)) for _, members in alike]
+        # One of both a shorter prompt and fewer positions than another fits if that one does.
+        longest, hardest = 0, []
+        for job in alone:
+            if job.requests[0].prompt_len > longest:
+                longest = job.requests[0].prompt_len
+                hardest.append(Search(self.costs, job, self.policy.forms, self.options))
+        return next((search for search in hardest if search.run() is None), hardest[0])
+
+    def short_memory(self, found: FoundWaves) -> str:
+        """The memory that keeps `found` from being one wave, as a person says it; "" where none does."""
+        if len(found.waves) == 1:
+            return ""
+        count = self.options.mini_batches or len(self.requests)
+        gpu, host = shortage(self.whole.relaxed(count, count))
+        return "" if max(gpu, host) < 1 else "GPU memory" if gpu > host else "host memory"
+
+    # ---- one number of waves ---------------------------------------------------------------------
+
+    def _plan(self, count: int) -> tuple[tuple[Decisions, ...], Timeline] | None:
+        """Weights are loaded once, so all waves keep the same layers: as many as the wave with least room for them."""
+        members = cut(self.requests, count)
+        kinds = len({self._lengths(wave) for wave in members})
+        most = self.options.max_resident_layers
+        while True:
+            waves: list[Decisions] = []
+            for wave in reversed(members):  # where memory is short, the last is the first not to fit
+                found = self._wave(wave, most, thorough=kinds <= FEW_KINDS)
+                if found is None:
+                    return None
+                waves.insert(0, found)
+            resident = min(len(wave.resident_layers) for wave in waves)
+            if all(len(wave.resident_layers) == resident for wave in waves):
+                planned = tuple(wave.renumbered(numbers) for wave, numbers in zip(waves, members, strict=True))
+                return planned, simulate_waves(self.costs, planned)
+            most = resident
+
+    def _lengths(self, wave: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        return tuple((self.requests[r].prompt_len, self.requests[r].gen_len) for r in wave)
+
+    def _wave(self, members: Sequence[int], most_resident: int | None, thorough: bool) -> Decisions | None:
+        """The plan of one wave, its requests numbered from 0; equal waves are planned once."""
+        key = (self._lengths(members), most_resident, thorough)
+        if key not in self._known:
+            options = replace(self.options, max_resident_layers=most_resident)
+            job = Workload(tuple(self.requests[r] for r in members))
+            search = Search(self.costs, job, self.policy.forms, options)
+            found = search.run()
+            decisions = found.decisions if found else None
+            if found and thorough:
+                decisions = self._with_parts(search, found.decisions, found.bound_s)
+            self._known[key] = decisions
+        return self._known[key]
+
+    def _with_parts(self, search: Search, decisions: Decisions, bound_s: float) -> Decisions:
+        """Where rounding a mixed plan costs something, one kind of content alone may beat it: never be slower."""
+        total_s = simulate(self.costs, decisions).total_s
+        contents = {form.content for form in self.policy.forms}
+        if 1 - bound_s / total_s <= DOMINANCE_GAP or len(contents) == 1 or search.options.act_share is not None:
+            return decisions
+        for content in sorted(contents):
+            forms = tuple(form for form in self.policy.forms if form.content == content)
+            part = Search(search.costs, search.workload, forms, search.options).run()
+            if part is not None:
+                other_s = simulate(self.costs, part.decisions).total_s
+                if other_s < total_s:
+                    decisions, total_s = part.decisions, other_s
+        return decisions

@@ -1,0 +1,72 @@
+"""One wave of a plan on the device: its buffers, carved from the arenas, and the work of its operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from planner.decisions import Decisions
+from planner.memory import Sizes
+from planner.operation import Operation
+from planner.plan import Plan
+from runtime.arena import Arena
+from runtime.buffers import DecodeBuffers, PrefillBuffers
+from runtime.cache import Cache
+from runtime.decode import Decode
+from runtime.device import Device
+from runtime.layers.base import Layers
+from runtime.prefill import Prefill
+from runtime.store import WeightStore
+from runtime.tokens import Tokens
+from runtime.weights import torch_dtype
+
+
+class Wave:
+    """Everything but the weights, which all waves share.
+
+    Both arenas are left as they were found: the next wave is carved from the same bytes, so only one wave may run at a
+    time, and its prompts are set when the one before has ended.
+    """
+
+    def __init__(
+        self, plan: Plan, decisions: Decisions, layers: Layers, device: Device, weights: WeightStore,
+        gpu: Arena, host: Arena,
+    ) -> None:  # fmt: skip
+        model, dtype, sizes = plan.model, torch_dtype(plan.model), Sizes.of(plan.model, decisions)
+        self.decisions, self.device, self.weights = decisions, device, weights
+        begin = gpu.mark(), host.mark()
+        self.tokens = Tokens(plan.workload, decisions, gpu, device.torch_device)
+        cache = Cache(model, decisions, dtype, gpu, host)
+        overlay = gpu.mark()
+        prefill = PrefillBuffers(model, decisions, sizes, dtype, gpu)
+        gpu.rewind(overlay)
+        decode = DecodeBuffers(model, decisions, sizes, dtype, gpu)
+        gpu.rewind(begin[0])
+        host.rewind(begin[1])
+        shared = (model, decisions, layers, device, weights, cache)
+        self._prefill = Prefill(*shared, prefill, self.tokens)
+        self._decode = Decode(*shared, decode, self.tokens)
+
+    def work(self, op: Operation) -> Callable[[], None]:
+        """What `op` does, ready to run on its stream."""
+        if op.kind == "load_weights":
+            target, source = self.weights.piece(op.layer, op.slot, op.offset, op.nbytes)
+            return partial(self.device.copy, target, source)
+        if op.kind == "begin_decode":
+            return _nothing
+        if op.step == 0:
+            prefill = self._prefill
+            handlers: dict[str, Callable[[Operation], None]] = {
+                "embed": prefill.embed, "prefill": prefill.forward, "store": prefill.store, "sample": prefill.sample,
+            }  # fmt: skip
+            return partial(handlers[op.kind], op)
+        decode = self._decode
+        work = {
+            "load_act": decode.load, "load_kv": decode.load, "rebuild": decode.rebuild, "forward": decode.forward,
+            "store": decode.store, "embed": decode.embed, "sample": decode.sample,
+        }[op.kind]  # fmt: skip
+        return partial(work, op, decode.view(op))
+
+
+def _nothing() -> None:
+    return None
