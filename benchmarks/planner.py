@@ -86,7 +86,7 @@ def planned(case: Case) -> dict[str, Any]:
     took_s = time.perf_counter() - started
     return {
         **about, "took_s": took_s, "gap": plan.gap, "act_share": plan.prediction.act_share,
-        "mini_batches": len(plan.decisions.mini_batches), "total_s": plan.prediction.total_s,
+        "mini_batches": max(len(wave.mini_batches) for wave in plan.waves), "total_s": plan.prediction.total_s,
     }  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def speedup(row: Row, model: str) -> dict[str, float]:
     """Tokens/s of this project's hybrid plan and of FlexGen's best policy, with and without its relay."""
     costs, job = _costs(row, model), _job(row)
     workload = Workload.uniform(row.batch, row.prompt_len, row.gen_len)
-    plan = make_plan(costs.hardware, costs.model, workload, POLICIES["hybrid"])
+    plan = make_plan(costs.hardware, costs.model, workload, POLICIES["hybrid"], Options(waves=1))
     return {
         "hybrid_tokens_per_s": plan.prediction.throughput_tokens_per_s,
         "flexgen_tokens_per_s": max(speeds(costs, job).values()),

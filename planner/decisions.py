@@ -1,4 +1,4 @@
-"""Everything a plan decides for one wave of requests. The memory budget, the schedule and the engine are functions of this and the model."""
+"""Everything a plan decides for one wave of requests. Budget, schedule and engine are functions of it and the model."""
 
 from __future__ import annotations
 

@@ -56,6 +56,8 @@ class Options:
     weight_slots: int = 2
     cache_slots: int = 2
     store_slots: int = 2
+    waves: int | None = None
+    """How many waves the job is cut into; a `Search` plans one of them."""
     simplicity: float = 0.0025
     """Of plans this close to the best, take the one with the fewest mini-batches: fewer operations, same speed."""
 

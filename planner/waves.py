@@ -70,15 +70,23 @@ class WaveSearch:
 
     def run(self) -> FoundWaves | None:
         """None when there is no plan in any number of waves that was tried, up to one request in each."""
+        fixed = self.options.waves and min(self.options.waves, len(self.requests))
+        if fixed and fixed > 1:
+            return self._fixed(fixed)
         found = self.whole.run()
         best: tuple[tuple[Decisions, ...], Timeline] | None = None
         proven: list[float] = []
         if found is not None:
             wave = self._with_parts(self.whole, found.decisions, found.bound_s)
             best, proven = ((wave,), simulate(self.costs, wave)), [found.bound_s]
-        if len(self.requests) == 1:
+        if len(self.requests) == 1 or fixed:
             return FoundWaves(*best, proven[0]) if best else None
         return self._more_waves(best, proven)
+
+    def _fixed(self, count: int) -> FoundWaves | None:
+        """As many waves as asked for."""
+        planned, bound = self._plan(count), WaveBound(self.whole).of(count, count)
+        return FoundWaves(*planned, min(bound.total_s, planned[1].total_s)) if planned and bound else None
 
     def _more_waves(
         self, best: tuple[tuple[Decisions, ...], Timeline] | None, proven: list[float]

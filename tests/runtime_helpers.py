@@ -56,7 +56,7 @@ def planned(
     **options: Any,
 ) -> Plan:
     """A plan for the small profile."""
-    return make_plan(small_profile(device, gpu_bytes), model, job, POLICIES[policy], Options(**options))
+    return make_plan(small_profile(device, gpu_bytes), model, job, POLICIES[policy], Options(**{"waves": 1, **options}))
 
 
 def with_random_forms(plan: Plan, seed: int) -> Plan:
