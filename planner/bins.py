@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -99,7 +99,7 @@ class Attention:
         achieved = costs.hardware.gpu.achieved
         table = achieved.decode_attention_bytes_per_s_by_context
         together = c.count if most is None else np.minimum(c.count, max(most, 1.0))
-        shared = 1 + (costs.model.gqa_group - 1) * achieved.attention_group_cost.value
+        shared = achieved.shared_attention(costs.model.gqa_group)
         per_byte = achieved.engine_slowdown.forward.value * shared * costs.model.kv_bytes_per_token_layer
         found = np.zeros(len(self.epochs))
         for e, epoch in enumerate(self.epochs):
@@ -117,8 +117,12 @@ class Attention:
         different lengths are attended in calls of their own."""
         achieved = self.costs.hardware.gpu.achieved
         each = achieved.attention_group_s.value + achieved.attention_call_s.value
-        alive = [float(self.classes.during(epoch).steps.sum()) / epoch.steps for epoch in self.epochs]
-        return np.array([each * max(classes - most_batches, 0.0) for classes in alive])
+        return each * np.clip(self._alive - most_batches, 0.0, None)
+
+    @cached_property
+    def _alive(self) -> Floats:
+        """[epochs] mean number of classes still generating."""
+        return np.array([float(self.classes.during(epoch).steps.sum()) / epoch.steps for epoch in self.epochs])
 
 
 def _rates(
@@ -181,10 +185,10 @@ class AverageBin:
 def _lower_envelope(costs: CostModel, requests: int) -> tuple[Floats, Floats]:
     """Lower convex hull of the step time beside attention and rebuilding over rows 1 .. requests.
 
-    Convex, so the sum over mini-batches is least when rows are spread evenly. Only rows at which the slope changes are
-    priced: those near the sizes of the table, and a geometric sample.
+    Convex, so the sum over mini-batches is least when rows are spread evenly. Every number of rows up to 512 is priced,
+    of more a geometric sample.
     """
-    sampled = sorted({*range(1, min(requests, 64) + 1), *np.geomspace(1, requests, 100).astype(int).tolist()})
+    sampled = sorted({*range(1, min(requests, 512) + 1), *np.geomspace(1, requests, 200).astype(int).tolist()})
     hull: list[tuple[float, float]] = []
     for x, y in ((float(rows), _beside_attention(costs, rows)) for rows in sampled):
         while len(hull) >= 2 and (hull[-1][1] - hull[-2][1]) * (x - hull[-1][0]) >= (y - hull[-1][1]) * (

@@ -89,6 +89,10 @@ class Achieved(Strict):
     """What each further group of alike requests costs beside that: its new tokens' own attention, merge and copies."""
     engine_slowdown: EngineSlowdown
 
+    def shared_attention(self, group: int) -> float:
+        """How many times longer decode attention takes when `group` query heads share each K/V head."""
+        return 1 + (group - 1) * self.attention_group_cost.value
+
 
 def _beyond(key: str, achieved: float, peak: Quantity | None) -> Mistake | None:
     """The mistake of an achieved rate that no such machine can have."""
@@ -175,7 +179,7 @@ class Gpu(Strict):
         `group` query heads share each K/V head.
         """
         rate = self.achieved.decode_attention_bytes_per_s_by_context.at(context, requests)
-        return kv_bytes / rate * (1 + (group - 1) * self.achieved.attention_group_cost.value)
+        return kv_bytes / rate * self.achieved.shared_attention(group)
 
     def prefill_attention_time(self, flops: float, tokens: float, prompts: float) -> float:
         """Seconds for causal attention over `prompts` prompts of `tokens` each; `flops` counts half the square."""

@@ -39,16 +39,17 @@ def place_blocks(
 
     `gpu_limits` are never passed, so rounding cannot exceed the GPU budget.
     """
-    forms = _used_forms(targets)
+    used = _used_forms(targets)
     order = sorted(members, key=lambda r: (requests[r].gen_len, requests[r].prompt_len, r))
     prompts = {r: blocks_for(requests[r].prompt_len) for r in order}
-    shares = _Shares(forms, targets, epochs)
+    shares = _Shares(used, targets, epochs)
     wanted = _whole_numbers(shares.at(0), sum(prompts.values()), gpu_limits)
     whole = _deal_requests(_held_by_epoch(order, requests, epochs), shares)
     of = _cut(dict(zip(order, whole, strict=True)), prompts, wanted)
     blocks = {r: [form for form in FORMS for _ in range(of[r].get(form, 0))] for r in order}
     _Appender(order, requests, shares, gpu_limits, blocks).run()
-    return MiniBatch(_grouped(order, requests, blocks))
+    alike = _alike(order, requests, blocks).items()
+    return MiniBatch(tuple(RequestGroup(tuple(rs), prompt, gen, forms) for (prompt, gen, forms), rs in alike))
 
 
 class _Shares:
@@ -152,10 +153,7 @@ class _Appender:
         self._ending = list(reversed(order))
         self._placed: Counter[CacheForm] = Counter(form for r in order for form in blocks[r])
         self._alive = Counter(self._placed)
-        alike: dict[tuple[int, int, tuple[CacheForm, ...]], list[int]] = defaultdict(list)
-        for r in order:
-            alike[requests[r].prompt_len, requests[r].gen_len, tuple(blocks[r])].append(r)
-        self._alike = list(alike.items())
+        self._alike = list(_alike(order, requests, blocks).items())
 
     def run(self) -> None:
         """Alike requests stay alike, to be attended in one call."""
@@ -192,10 +190,15 @@ class _Appender:
         return own if keeps else neediest
 
 
-def _grouped(
-    members: Sequence[int], requests: Sequence[Request], blocks: dict[int, list[CacheForm]]
-) -> tuple[RequestGroup, ...]:
-    alike: dict[tuple[int, int, tuple[CacheForm, ...]], list[int]] = defaultdict(list)
-    for r in members:
-        alike[requests[r].prompt_len, requests[r].gen_len, tuple(blocks[r])].append(r)
-    return tuple(RequestGroup(tuple(rs), p, g, b) for (p, g, b), rs in alike.items())
+_Alike = tuple[int, int, tuple[CacheForm, ...]]
+"""Prompt and generation lengths, and the form of every block so far."""
+
+
+def _alike(
+    order: Sequence[int], requests: Sequence[Request], blocks: dict[int, list[CacheForm]]
+) -> dict[_Alike, list[int]]:
+    """Requests that one call attends."""
+    found: dict[_Alike, list[int]] = defaultdict(list)
+    for r in order:
+        found[requests[r].prompt_len, requests[r].gen_len, tuple(blocks[r])].append(r)
+    return found

@@ -18,7 +18,7 @@ from planner.composition import compose, compose_by_end
 from planner.costs import CostModel
 from planner.decisions import Decisions, PrefillPass, chunk_prompts, spread_layers
 from planner.epochs import Classes, make_epochs
-from planner.forms import BLOCK_TOKENS, CacheForm
+from planner.forms import CacheForm, blocks_for
 from planner.ilp import Bin, Split, SplitProblem, solve
 from planner.memory import (
     ALIGNMENT,
@@ -176,7 +176,7 @@ class Search:
         """The requests of each of `count` mini-batches."""
         # By length, so that the order in which requests came changes nothing but their numbers.
         order = sorted(range(len(self.requests)), key=lambda r: (self.requests[r].prompt_len, self.requests[r].gen_len))
-        sizes = [-(-self.requests[r].positions // BLOCK_TOKENS) for r in order]
+        sizes = [blocks_for(self.requests[r].positions) for r in order]
         if self.options.end_together:
             composed = compose_by_end([self.requests[r].gen_len for r in order], sizes, count)
         else:
