@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 from planner.costs import CostModel
@@ -45,25 +47,29 @@ def make_plan(
     if found is None:
         raise explain_infeasible(search, policy)
     decisions, timeline = found.decisions, simulate(costs, found.decisions)
-    if 1 - found.bound_s / timeline.total_s > DOMINANCE_GAP:
-        decisions, timeline = _best_of_parts(search, policy, decisions, timeline)
+    for other in _others(search, policy):
+        if 1 - found.bound_s / timeline.total_s <= DOMINANCE_GAP:
+            break
+        tried = other.run()
+        if tried is not None and (simulated := simulate(costs, tried.decisions)).total_s < timeline.total_s:
+            decisions, timeline = tried.decisions, simulated
     solve_s = time.perf_counter() - started
     return _as_plan(costs, workload, policy, search.options, decisions, timeline, found.bound_s, solve_s)
 
 
-def _best_of_parts(
-    search: Search, policy: Policy, decisions: Decisions, timeline: Timeline
-) -> tuple[Decisions, Timeline]:
-    """Where rounding a mixed plan costs something, one kind of content alone may beat it: never be slower than that."""
+def _others(search: Search, policy: Policy) -> Iterator[Search]:
+    """Other ways to plan the same job, for where the first is not proven to be near the best.
+
+    Mini-batches of requests that end together; and one kind of content alone, which may beat a mixed plan where
+    rounding that costs something: a plan is never slower than that.
+    """
+    options = search.options
+    if len({r.gen_len for r in search.requests}) > 1:
+        yield Search(search.costs, search.workload, policy.forms, replace(options, end_together=True))
     contents = {form.content for form in policy.forms}
-    for content in sorted(contents) if len(contents) > 1 and search.options.act_share is None else ():
+    for content in sorted(contents) if len(contents) > 1 and options.act_share is None else ():
         forms = tuple(form for form in policy.forms if form.content == content)
-        part = Search(search.costs, search.workload, forms, search.options).run()
-        if part is not None:
-            other = simulate(search.costs, part.decisions)
-            if other.total_s < timeline.total_s:
-                decisions, timeline = part.decisions, other
-    return decisions, timeline
+        yield Search(search.costs, search.workload, forms, options)
 
 
 def _as_plan(
