@@ -60,7 +60,7 @@ class WeightStream:
         ended = target >= self._sweeps * len(self._streamed)
         return (
             layer in self._streamed, visit < 0, visit % slots, target % slots, target - visit, self._cut,
-            self._gap_done, 0 if ended else self._gap(), ended,
+            self._gap_done, 0 if ended else self._gap(),
         )  # fmt: skip
 
     @property
