@@ -25,7 +25,9 @@ def exact_bins(
     layers, latency = costs.model.layers, costs.hardware.link.latency_s.value
     for lengths, indices in alike.items():
         one = demand_of(lengths, epochs)
-        compute = np.array([_compute_s(costs, r, c, forms) for r, c in zip(one.rows, one.cached_tokens, strict=True)])
+        compute = np.array(
+            [mean_compute_s(costs, r, c, forms) for r, c in zip(one.rows, one.cached_tokens, strict=True)]
+        )
         blocks = max(round(one.final_blocks), 1)
         count = len(indices)
         bins.append(
@@ -40,7 +42,7 @@ def exact_bins(
     return tuple(bins), list(alike.values())
 
 
-def _compute_s(costs: CostModel, rows: float, cached_tokens: float, forms: int) -> float:
+def mean_compute_s(costs: CostModel, rows: float, cached_tokens: float, forms: int) -> float:
     """Seconds of one mini-batch and step beside rebuilding, all layers; each form is attended by itself."""
     whole = max(round(rows), 1) if rows > 0 else 0
     if not whole:
