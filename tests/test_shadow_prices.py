@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.costs import CostModel
+from planner.forms import KV_GPU
 from planner.hardware import HardwareProfile, load_hardware
 from planner.ilp import Bin, SplitProblem
 from planner.model import ModelSpec, load_model
@@ -20,7 +21,7 @@ from planner.policies import POLICIES
 from planner.report import what_if_sentence
 from planner.search import Found, Options, Search
 from planner.shadow_prices import PricedProblem, more_of, priced, what_if
-from planner.what_if import GIB, Resource, steps, with_more
+from planner.what_if import Resource, steps, with_more
 from planner.workload import Workload
 
 ALL: tuple[Resource, ...] = ("link", "compute", "gpu_memory", "host_memory")
@@ -84,16 +85,24 @@ def test_compute_alone_is_worth_its_share() -> None:
     assert found.price("link").how == found.price("gpu_memory").how == "not binding"
 
 
-def test_memory_that_just_suffices_is_worth_nothing_more() -> None:
-    """At the kink a dual may price less memory; what is asked is the worth of more."""
-    model, work = wide_model(4), Workload.uniform(8, 256, 32)
-    search = search_of(ideal_hardware(), model, work, "kv-only")
-    everything = PricedProblem(search.relaxed(1, 1), streams=False)
-    slack_gib = -everything._model.problem.constraints["gpu_memory"].value()
-    needed = search.costs.hardware.gpu.budget_bytes - slack_gib * GIB
-    tight = search_of(ideal_hardware(gpu_bytes=float(round(needed) + 1)), model, work, "kv-only")
-    price = PricedProblem(tight.relaxed(1, 1), streams=False).price("gpu_memory")
-    assert price.seconds_per_share == pytest.approx(0.0, abs=1e-4 * everything.optimum_s)
+@pytest.mark.parametrize(("lacking_share", "how"), [(0.005, "re-solved"), (0.0, "not binding"), (-0.01, "not binding")])
+def test_memory_that_nearly_suffices_is_worth_what_is_lacking(lacking_share: float, how: str) -> None:
+    """The link binds until all weights and cache are on the GPU: duals price a whole percent, only a part is of use."""
+    model, work = wide_model(8), Workload.uniform(4, 64, 33)
+    roomy = search_of(ideal_hardware(h2d_bytes_per_s=5e9), model, work, "kv-only").relaxed(1, 1)
+    cache = roomy.bins[0].demand.final_blocks * KV_GPU.block_bytes(model)
+    weights = model.outer_bytes + (model.layers + roomy.weight_slots) * model.layer_bytes
+    needed = cache + weights + max(roomy.prefill_bytes, roomy.fixed_decode_bytes)
+    budget = float(round(needed * (1 - lacking_share)))
+    tight = search_of(ideal_hardware(h2d_bytes_per_s=5e9, gpu_bytes=budget), model, work, "kv-only")
+    found = PricedProblem(tight.relaxed(1, 1), streams=True)
+    price = found.price("gpu_memory")
+    assert price.how == how
+    if lacking_share > 0:
+        assert 0 < price.seconds_per_share < 0.6 * found.dual_seconds("gpu_memory")
+        assert price.seconds_per_share == pytest.approx(found.gain_s("gpu_memory", 0.01) / 0.01)
+    else:
+        assert price.seconds_per_share == 0
 
 
 # ---- solved again ----------------------------------------------------------------------------------
