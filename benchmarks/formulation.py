@@ -16,9 +16,8 @@ from typing import Any
 
 from benchmarks import shadow_prices
 from benchmarks.records import RESULTS
-from planner import epochs, ilp, search
+from planner import bins, epochs, ilp, planning, rounding, search
 from planner import shadow_prices as prices
-from planner.bins import exact_bins
 from planner.composition import compose
 from planner.costs import CostModel
 from planner.hardware import load_hardware
@@ -96,6 +95,8 @@ def constants() -> dict[str, str]:
         "tie_break": f"{ilp.TIE_BREAK:g}", "both_ties": f"{2 * ilp.TIE_BREAK:g}", "epochs": str(epochs.MAX_EPOCHS),
         "tolerance": f"{search.TOLERANCE:.1%}", "exact_solves": str(search.MAX_EXACT_SOLVES),
         "simplicity": f"{Options().simplicity:.2%}", "chunk": str(search.PREFILL_CHUNK_TOKENS),
+        "second_look": f"{planning.DOMINANCE_GAP:.1%}", "drift": f"{rounding.STICK:.0%}",
+        "max_bins": str(bins.MAX_BINS),
         "near": f"{search.NEAR:.0%}", "roundings": str(search.MAX_ROUNDINGS),
         "price_step": f"{prices.SMALL_STEP:.0%}", "price_holds": f"{prices.PRICE_HOLDS_UP_TO:.0%}",
         "price_agrees": f"{prices.AGREE:.0%}",
@@ -109,8 +110,8 @@ def example() -> tuple[SplitProblem, SplitProblem]:
     mine = Search(costs, work, POLICIES["hybrid"].forms, Options())
     relaxed = mine.relaxed(1, 2)
     batches = compose([4, 4, 4, 5], 2)
-    bins, _ = exact_bins(costs, work.requests, mine.epochs, batches, search.USUAL_FORMS)
-    return relaxed, replace(mine.relaxed(2, 2), bins=bins, in_proportion=True, head_start_bytes=0.0)
+    exact, _ = bins.exact_bins(costs, work.requests, mine.epochs, batches, search.USUAL_FORMS)
+    return relaxed, replace(mine.relaxed(2, 2), bins=exact, in_proportion=True, head_start_bytes=0.0)
 
 
 def doc(function: Any) -> str:

@@ -2,7 +2,7 @@
 
 Between the two stand times that are each computed, not guessed; their differences add up to the whole:
 
-1. the objective: blocks in real numbers, mean steps, every request's cache in a given number of segments;
+1. the objective: blocks in real numbers, mean steps, a call for every class of lengths and one for each usual form;
 2. the same formula with the decided blocks, step by step, and the decided prefill chunks;
 3. the same with the attention calls that each step really makes, one for each form of each group of like requests;
 4. the simulation: operations in order, which also wait for each other, first of all for the first weights.
@@ -10,16 +10,17 @@ Between the two stand times that are each computed, not guessed; their differenc
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
 from planner.attribution import fill_seconds
-from planner.bins import mean_compute_s
-from planner.costs import CostModel
+from planner.costs import Attended, CostModel
 from planner.decisions import Decisions
 from planner.forms import FORMS
 from planner.ilp import Floats
+from planner.placement import MiniBatch
 from planner.search import USUAL_FORMS
 from planner.tables import seconds
 from planner.timeline import Timeline
@@ -122,15 +123,25 @@ def _compute_seconds(costs: CostModel, decisions: Decisions, forms: int) -> tupl
     """[steps, mini-batches] of compute, alone: with attention calls as the solver counts them, and as they are."""
     shape = (decisions.decode_steps, len(decisions.mini_batches))
     counted, real = np.zeros(shape), np.zeros(shape)
-    layers = costs.model.layers
+    layers, call_s = costs.model.layers, costs.hardware.gpu.achieved.attention_call_s.value
     for m, batch in enumerate(decisions.mini_batches):
         shapes = batch.shapes
         for t, rows in enumerate(shapes.rows.tolist()):
             rebuild = layers * costs.rebuild(int(shapes.blocks[t, _ACT].sum())).seconds
-            counted[t, m] = rebuild + mean_compute_s(costs, rows, float(shapes.cached_tokens[t]), forms)
-            layer = costs.decode_segments(rows, batch.attended(t)).seconds
-            real[t, m] = rebuild + layers * layer + costs.embed(rows).seconds + costs.sample(rows).seconds
+            beside = rebuild + costs.embed(rows).seconds + costs.sample(rows).seconds
+            layer = costs.decode_segments(rows, _by_length(batch, t)).seconds + (forms - 1) * call_s
+            counted[t, m] = beside + layers * layer
+            real[t, m] = beside + layers * costs.decode_segments(rows, batch.attended(t)).seconds
     return counted, real
+
+
+def _by_length(batch: MiniBatch, step: int) -> Attended:
+    """What the solver counts: one call for all requests of the same lengths, whatever their blocks are kept as."""
+    alike: Counter[tuple[int, int]] = Counter()
+    for group in batch.groups:
+        if step < group.decode_steps:
+            alike[group.prompt_len, group.gen_len] += len(group.requests)
+    return tuple((count, (float(prompt + step),)) for (prompt, _), count in alike.items())
 
 
 def _decode_s(costs: CostModel, weights_s: Floats, moved_s: Floats, compute_s: Floats) -> float:

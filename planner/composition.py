@@ -36,6 +36,24 @@ def compose(sizes: Sequence[int], count: int) -> list[list[int]]:
     return [sorted(members) for members in bins]
 
 
+def compose_by_end(gens: Sequence[int], sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Request numbers of each of `count` mini-batches of about equal size whose requests end together.
+
+    A mini-batch whose requests have all ended costs nothing any more, and requests of equal lengths share a call.
+    """
+    order = sorted(range(len(sizes)), key=lambda r: (gens[r], r))
+    bins: list[list[int]] = [[]]
+    total, done = sum(sizes), 0
+    for place, r in enumerate(order):
+        must = len(order) - place == count - len(bins)
+        full = (2 * done + sizes[r]) * count > 2 * total * len(bins)
+        if bins[-1] and len(bins) < count and (must or full):
+            bins.append([])
+        bins[-1].append(r)
+        done += sizes[r]
+    return bins
+
+
 def _longest_first(sizes: Sequence[int], count: int) -> list[list[int]]:
     heap: list[tuple[int, int, int]] = [(0, 0, b) for b in range(count)]
     bins: list[list[int]] = [[] for _ in range(count)]

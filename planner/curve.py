@@ -216,9 +216,15 @@ class Surface(Provenance):
 
     def best_within(self, second: float, size: float | None = None) -> float:
         """The highest rate at any second size up to `second`, at `size` or at any: what bounds may count on."""
-        seconds = [one.second for one in self.slices if one.second < second] + [second]
-        sizes = self.sizes if size is None else [size]
-        return max(self.at(one, at) for at in seconds for one in sizes)
+        return max(self._at_any(one, second) for one in (self.sizes if size is None else [size]))
+
+    def best_up_to(self, size: float, second: float) -> float:
+        """The highest rate at any size up to `size` and any second size up to `second`: rates between two points lie
+        between theirs."""
+        return max(self._at_any(one, second) for one in [*(known for known in self.sizes if known < size), size])
+
+    def _at_any(self, size: float, second: float) -> float:
+        return max(self.at(size, at) for at in [*(one.second for one in self.slices if one.second < second), second])
 
     def covers(self, size: float) -> bool:
         """False where `at` holds an end value in every table."""

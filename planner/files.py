@@ -136,6 +136,8 @@ def check_writable(path: Path) -> None:
         target = real_path(path)
         if path.is_dir():
             raise InputError("cannot write: this is a folder", where=str(path), cure="Give a file name in it")
+        if target.exists() and stat.S_ISFIFO(target.stat().st_mode):  # opening it would wait for a reader, for ever
+            raise InputError("cannot write: this is a pipe", where=str(path), cure="Choose an ordinary file")
         folder = next(folder for folder in target.parents if folder.exists())
         if not folder.is_dir():
             raise InputError(f"cannot write: {folder} is a file, not a folder", where=str(path), cure="Choose another")

@@ -47,6 +47,13 @@ class Bin:
     """All layers."""
     link_s_per_block: float
     """Latency of cache transfers spread over the blocks that they carry, all layers."""
+    largest: float
+    """Blocks of its largest mini-batch in the end: what slots must hold."""
+
+    @property
+    def slot_share(self) -> float:
+        """Of the bin's blocks, those of its largest mini-batch."""
+        return self.largest / self.demand.final_blocks
 
 
 @dataclass(frozen=True)
@@ -177,7 +184,10 @@ def forced_act_share(m: _Model) -> None:
 
 
 def slots_hold_a_mini_batch(m: _Model) -> None:
-    """slot >= n[b,f,e] / count[b] * bytes, for staged KV, staged ACT and rebuilt K and V."""
+    """slot >= n[b,f,e] * share[b] * bytes, for staged KV, staged ACT and rebuilt K and V.
+
+    share[b] = largest mini-batch of the bin / the whole bin, in blocks: 1 / count[b] where they are alike.
+    """
     kv_bytes = BLOCK_TOKENS * m.data.model.kv_bytes_per_token_layer / GIB
     for b, part in enumerate(m.data.bins):
         for e in range(len(m.data.epochs)):
@@ -185,9 +195,9 @@ def slots_hold_a_mini_batch(m: _Model) -> None:
                 if not f.on_gpu:
                     slot = m.act_slot if f.rebuilt else m.kv_slot
                     block = BLOCK_TOKENS * f.token_bytes(m.data.model) / GIB
-                    m.problem += slot >= m.n[b, f.name, e] * (block / part.count)
+                    m.problem += slot >= m.n[b, f.name, e] * (block * part.slot_share)
             rebuilt = _sum(m.n[b, f.name, e] for f in m.data.forms if f.rebuilt)
-            m.problem += m.rebuilt >= rebuilt * (kv_bytes / part.count)
+            m.problem += m.rebuilt >= rebuilt * (kv_bytes * part.slot_share)
 
 
 def gpu_memory(m: _Model) -> None:

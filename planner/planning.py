@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -48,24 +49,29 @@ def make_plan(
     if found is None:
         raise explain_infeasible(search, policy)
     best, timeline = found, simulate(costs, found.decisions)
-    if 1 - found.bound_s / timeline.total_s > DOMINANCE_GAP:
-        best, timeline = _best_of_parts(search, policy, found, timeline)
-    best = replace(best, bound_s=found.bound_s)
+    for other in _others(search, policy):
+        if 1 - found.bound_s / timeline.total_s <= DOMINANCE_GAP:
+            break
+        tried = other.run()
+        if tried is not None and (simulated := simulate(costs, tried.decisions)).total_s < timeline.total_s:
+            best, timeline = replace(tried, bound_s=found.bound_s), simulated
     more = what_if([(search, best.decisions)], timeline.total_s, timeline.generated_tokens)
     return _as_plan(search, policy, best, timeline, more, time.perf_counter() - started)
 
 
-def _best_of_parts(search: Search, policy: Policy, found: Found, timeline: Timeline) -> tuple[Found, Timeline]:
-    """Where rounding a mixed plan costs something, one kind of content alone may beat it: never be slower than that."""
+def _others(search: Search, policy: Policy) -> Iterator[Search]:
+    """Other ways to plan the same job, for where the first is not proven to be near the best.
+
+    Mini-batches of requests that end together; and one kind of content alone, which may beat a mixed plan where
+    rounding that costs something: a plan is never slower than that.
+    """
+    options = search.options
+    if len({r.gen_len for r in search.requests}) > 1:
+        yield Search(search.costs, search.workload, policy.forms, replace(options, end_together=True))
     contents = {form.content for form in policy.forms}
-    for content in sorted(contents) if len(contents) > 1 and search.options.act_share is None else ():
+    for content in sorted(contents) if len(contents) > 1 and options.act_share is None else ():
         forms = tuple(form for form in policy.forms if form.content == content)
-        part = Search(search.costs, search.workload, forms, search.options).run()
-        if part is not None:
-            other = simulate(search.costs, part.decisions)
-            if other.total_s < timeline.total_s:
-                found, timeline = part, other
-    return found, timeline
+        yield Search(search.costs, search.workload, forms, options)
 
 
 def _as_plan(

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 
 from planner.bins import AverageBin, exact_bins
-from planner.composition import compose
+from planner.composition import compose, compose_by_end
 from planner.costs import CostModel
 from planner.decisions import Decisions, PrefillPass, chunk_prompts, spread_layers
-from planner.epochs import make_epochs
+from planner.epochs import Classes, make_epochs
 from planner.forms import BLOCK_TOKENS, CacheForm
 from planner.ilp import Bin, Split, SplitProblem, solve
 from planner.memory import (
@@ -56,6 +57,8 @@ class Options:
     weight_slots: int = 2
     cache_slots: int = 2
     store_slots: int = 2
+    end_together: bool = False
+    """Form mini-batches of requests that end together, not of all kinds: see `compose_by_end`."""
     simplicity: float = 0.0025
     """Of plans this close to the best, take the one with the fewest mini-batches: fewer operations, same speed."""
 
@@ -70,14 +73,27 @@ class Found:
     exact_solves: int
 
 
+@dataclass(frozen=True)
+class _Solved:
+    """A split in real numbers, for given mini-batches."""
+
+    problem: SplitProblem
+    split: Split
+    batches: list[list[int]]
+    indices: list[list[int]]
+    """The mini-batches that each bin stands for."""
+    roomy: bool
+
+
 class Search:
     """One job to plan: a cost model (hardware and model), a workload, the allowed forms and the options."""
 
     def __init__(self, costs: CostModel, workload: Workload, forms: tuple[CacheForm, ...], options: Options) -> None:
         self.costs, self.workload, self.forms, self.options = costs, workload, forms, options
         self.requests = workload.requests
-        self.epochs = make_epochs([(r.prompt_len, r.gen_len) for r in self.requests])
-        self.average = AverageBin(costs, self.requests, self.epochs)
+        lengths = [(r.prompt_len, r.gen_len) for r in self.requests]
+        self.epochs = make_epochs(lengths)
+        self.average = AverageBin(costs, Classes.of(lengths), self.epochs)
         self.longest_prompt = max(r.prompt_len for r in self.requests)
         self.prompt_tokens = workload.total_prompt_tokens
         # However many tokens each shall generate: a chunk takes equal prompts into one attention call.
@@ -106,9 +122,9 @@ class Search:
                 continue
             proven.append(bound)
             solves += 1
-            found = self._solve_for(lo, bound)
-            if found and (best is None or found[1] < best.objective_s):
-                best = Found(found[0], found[1], 0.0, solves)
+            found = self._solve_for(lo, bound, best.objective_s if best else inf)
+            if found:
+                best = Found(*found, 0.0, solves)
         if best is None:
             return None
         bound = min([*proven, best.objective_s])
@@ -118,9 +134,9 @@ class Search:
         """Fewer mini-batches at nearly the same time, trying 1, 2, 4, ..."""
         count = 1
         while self.options.mini_batches is None and count < len(best.decisions.mini_batches):
-            found = self._solve_for(count, best.objective_s)
-            if found and found[1] <= best.objective_s * (1 + self.options.simplicity):
-                return Found(found[0], found[1], 0.0, 0)
+            found = self._solve_for(count, best.objective_s, best.objective_s * (1 + self.options.simplicity))
+            if found:
+                return Found(*found, 0.0, 0)
             count *= 2
         return best
 
@@ -139,52 +155,71 @@ class Search:
 
     def plan_with(self, count: int) -> Decisions | None:
         """Decisions with exactly `count` mini-batches, or None where there are none."""
-        found = self._solve_for(count, float("inf"))
+        found = self._solve_for(count, inf, inf)
         return found[0] if found else None
 
-    def _solve_for(self, count: int, good_s: float) -> tuple[Decisions, float] | None:
-        """The better of roomy and least prefill buffers; the latter only where the former is not near `good_s`."""
+    def _solve_for(self, count: int, good_s: float, below_s: float) -> tuple[Decisions, float] | None:
+        """The better of roomy and least prefill buffers, if it is better than `below_s`.
+
+        Least buffers only where roomy ones are not near `good_s`. Only what may be the best is rounded.
+        """
+        found = self._solved(self._batches(count), good_s)
+        for one in sorted(found, key=lambda one: one.split.objective_s):
+            if one.split.objective_s >= below_s:
+                break
+            decisions = self._rounded(one)
+            if decisions:
+                return decisions, one.split.objective_s
+        return None
+
+    def _batches(self, count: int) -> list[list[int]]:
+        """The requests of each of `count` mini-batches."""
         # By length, so that the order in which requests came changes nothing but their numbers.
         order = sorted(range(len(self.requests)), key=lambda r: (self.requests[r].prompt_len, self.requests[r].gen_len))
         sizes = [-(-self.requests[r].positions // BLOCK_TOKENS) for r in order]
-        batches = [[order[i] for i in members] for members in compose(sizes, count)]
+        if self.options.end_together:
+            composed = compose_by_end([self.requests[r].gen_len for r in order], sizes, count)
+        else:
+            composed = compose(sizes, count)
+        return [[order[i] for i in members] for members in composed]
+
+    def _solved(self, batches: list[list[int]], good_s: float) -> Iterator[_Solved]:
+        """In real numbers, with roomy prefill buffers and with the least."""
         bins, indices = exact_bins(self.costs, self.requests, self.epochs, batches, min(len(self.forms), USUAL_FORMS))
         rows = max(len(members) for members in batches)
-        best: tuple[Decisions, float] | None = None
         for roomy in (True, False):
-            if best and best[1] <= good_s * (1 + NEAR):
-                break
-            problem = replace(self._problem(bins, count, rows, roomy), in_proportion=True)
+            problem = replace(self._problem(bins, len(batches), rows, roomy), in_proportion=True)
             if not roomy:  # what the relaxation may hope for is not what the least buffers allow
                 chunk, passed = self._prefill_tokens(roomy)
                 sweeps, compute_s = -(-self.prompt_tokens // passed), self._prefill_compute_s(chunk)
                 problem = replace(problem, prefill_sweeps=sweeps, prefill_compute_s=compute_s)
-            found = self._rounded(problem, batches, indices, roomy)
-            if found and (best is None or found[1] < best[1]):
-                best = found
-        return best
+            split = solve(problem)
+            if split:
+                yield _Solved(problem, split, batches, indices, roomy)
+                if split.objective_s <= good_s * (1 + NEAR):
+                    return
 
-    def _rounded(
-        self, problem: SplitProblem, batches: list[list[int]], indices: list[list[int]], roomy: bool
-    ) -> tuple[Decisions, float] | None:
+    def _rounded(self, one: _Solved) -> Decisions | None:
         """Rounding to whole blocks and slabs can overshoot a full budget a little: then plan with that much less.
 
         A margin smaller than a block may be rounded away again, so it grows.
         """
+        problem, split = one.problem, one.split
         for attempt in range(MAX_ROUNDINGS):
-            split = solve(problem)
-            if split is None:
-                return None
-            decisions = self._decide(split, batches, indices, roomy)
+            decisions = self._decide(split, one.batches, one.indices, one.roomy)
             gpu, host = self._overshoot(decisions)
             if not gpu and not host:
-                return self._widest_passes(decisions, roomy), split.objective_s
+                return self._widest_passes(decisions, one.roomy)
             problem = replace(
                 problem,
                 fixed_decode_bytes=problem.fixed_decode_bytes + gpu * 4**attempt,
                 prefill_bytes=problem.prefill_bytes + gpu * 4**attempt,
                 host_margin_bytes=problem.host_margin_bytes + host * 4**attempt,
             )
+            tighter = solve(problem)
+            if tighter is None:
+                return None
+            split = tighter
         return None
 
     def _overshoot(self, decisions: Decisions) -> tuple[int, int]:
@@ -302,7 +337,7 @@ class Search:
             for position, index in enumerate(members_of):
                 end = len(self.epochs)
                 targets = {
-                    (f, e): (split.begun[b, f.name, e] if e < end else split.final[b, f.name]) / len(members_of)
+                    (f, e): split.begun[b, f.name, e] if e < end else split.final[b, f.name]
                     for f in self.forms for e in range(end + 1)
                 }  # fmt: skip
                 limits = {f: _share(split.final[b, f.name], position, len(members_of)) for f in self.forms if f.on_gpu}

@@ -65,8 +65,7 @@ def test_the_formula_is_that_of_the_split_problem() -> None:
     """Its compute for equal requests is that of the exact bins, epoch by epoch."""
     work, model = Workload.uniform(4, 48, 33), small_model()
     costs = CostModel(ideal_hardware(), model)
-    lengths = [(r.prompt_len, r.gen_len) for r in work.requests]
-    epochs = make_epochs(lengths)
+    epochs = make_epochs([(r.prompt_len, r.gen_len) for r in work.requests])
     bins, _ = exact_bins(costs, work.requests, epochs, [[0, 1], [2, 3]], 1)
     counted_s = sum(float(part.compute_s @ [epoch.steps for epoch in epochs]) for part in bins)
     decisions = decisions_of(uniform_batches([2, 2], 48, 33, KV_GPU), EVERY_LAYER)
