@@ -130,6 +130,8 @@ class _Model:
         self.rebuilt, self.overlay = var("rebuilt_gib", 0), var("overlay_gib", 0)
         self.prefill_t = var("prefill_t", 0)
         self.job_t: Any = 0
+        self.rows: dict[str, list[str]] = {}
+        """Names of the rows that each family added."""
 
 
 def cover_every_block(m: _Model) -> None:
@@ -315,7 +317,9 @@ def build(data: SplitProblem, relax: bool = False) -> _Model:
     m.job_t = _sum(m.t[b, e] * steps[e] for b, e in m.t) + m.prefill_t
     m.problem += m.job_t + TIE_BREAK * (link_use(m) + host_use(m)), "job_time"
     for family in FAMILIES:
+        before = len(m.problem.constraints)
         family(m)
+        m.rows[family.__name__] = list(m.problem.constraints)[before:]
     return m
 
 

@@ -84,6 +84,19 @@ class Prediction(Strict):
     streams: dict[str, StreamRecord]
 
 
+class WhatIf(Strict):
+    """What a step more of one resource would bring, under the cost model and without its rounding to whole blocks."""
+
+    change: str
+    """In words, e.g. "+1 GiB of GPU memory"."""
+    tokens_per_s: Seconds
+    """More throughput, after the whole step."""
+    at_first_tokens_per_s: Seconds
+    """The same if every bit of the step were worth what the first is: less is had where the price falls."""
+    how: Literal["duals", "re-solved", "not binding"]
+    """Where that first price comes from; steps above 2 % are always solved."""
+
+
 class LineRecord(Strict):
     name: str
     bytes: Annotated[int, Field(ge=0)]
@@ -108,6 +121,9 @@ class Plan(Strict):
     """No choice under this cost model and policy finishes the job sooner."""
     gap: Annotated[float, Field(allow_inf_nan=False)]
     """(predicted total - bound) / predicted total: how far at most from the best."""
+    objective_total_s: Seconds
+    """What the solver counts for these decisions, before whole blocks and the order of operations."""
+    what_if: list[WhatIf]
     solve_s: Seconds
     solver: str
     memory: dict[Device, MemoryRecord]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
+from planner.agreement import disagreement
 from planner.costs import CostModel
 from planner.decisions import Decisions
 from planner.errors import HybridserveError
@@ -15,9 +16,10 @@ from planner.feasibility import explain_infeasible
 from planner.files import validate
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec
-from planner.plan import MadeFor, Plan, Prediction, StreamRecord, memory_records, record_decisions
+from planner.plan import MadeFor, Plan, Prediction, StreamRecord, WhatIf, memory_records, record_decisions
 from planner.policies import Policy
-from planner.search import Options, Search
+from planner.search import Found, Options, Search
+from planner.shadow_prices import what_if
 from planner.simulator import simulate
 from planner.timeline import Timeline
 from planner.workload import Workload, check_fits
@@ -46,15 +48,15 @@ def make_plan(
     found = search.run()
     if found is None:
         raise explain_infeasible(search, policy)
-    decisions, timeline = found.decisions, simulate(costs, found.decisions)
+    best, timeline = found, simulate(costs, found.decisions)
     for other in _others(search, policy):
         if 1 - found.bound_s / timeline.total_s <= DOMINANCE_GAP:
             break
         tried = other.run()
         if tried is not None and (simulated := simulate(costs, tried.decisions)).total_s < timeline.total_s:
-            decisions, timeline = tried.decisions, simulated
-    solve_s = time.perf_counter() - started
-    return _as_plan(costs, workload, policy, search.options, decisions, timeline, found.bound_s, solve_s)
+            best, timeline = replace(tried, bound_s=found.bound_s), simulated
+    more = what_if([(search, best.decisions)], timeline.total_s, timeline.generated_tokens)
+    return _as_plan(search, policy, best, timeline, more, time.perf_counter() - started)
 
 
 def _others(search: Search, policy: Policy) -> Iterator[Search]:
@@ -73,10 +75,12 @@ def _others(search: Search, policy: Policy) -> Iterator[Search]:
 
 
 def _as_plan(
-    costs: CostModel, workload: Workload, policy: Policy, options: Options, decisions: Decisions, timeline: Timeline,
-    bound_s: float, solve_s: float,
-) -> Plan:  # fmt: skip
+    search: Search, policy: Policy, found: Found, timeline: Timeline, more: list[WhatIf], solve_s: float
+) -> Plan:
+    costs, workload, decisions = search.costs, search.workload, found.decisions
     hardware, model = costs.hardware, costs.model
+    why = reasons(costs, policy, decisions, timeline, search.options)
+    why += disagreement(costs, decisions, timeline, found.objective_s, len(search.forms))
     data: dict[str, Any] = {
         "schema_version": 1,
         "made_for": MadeFor(
@@ -85,10 +89,12 @@ def _as_plan(
             requests=len(workload), workload_hash=workload.content_hash,
         ),
         "policy": policy.name,
-        "why": reasons(costs, policy, decisions, timeline, options),
+        "why": why,
         "prediction": predict(decisions, timeline),
-        "bound_total_s": bound_s,
-        "gap": 1 - bound_s / timeline.total_s,
+        "bound_total_s": found.bound_s,
+        "gap": 1 - found.bound_s / timeline.total_s,
+        "objective_total_s": found.objective_s,
+        "what_if": more,
         "solve_s": solve_s,
         "solver": SOLVER,
         "memory": memory_records(model, hardware, decisions),

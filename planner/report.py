@@ -12,7 +12,7 @@ from rich.text import Text
 
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec
-from planner.plan import MemoryRecord, Plan
+from planner.plan import MemoryRecord, Plan, WhatIf
 from planner.results import TIME_KEYS
 from planner.tables import bullets, digits, new_table, pairs, rate, seconds, size, with_unit
 from planner.timeline import Timeline
@@ -26,6 +26,8 @@ TIMES = {
 
 NOISY = 0.03
 """Halves of a measurement that differ by more deserve a warning."""
+PRICE_FALLS = 0.1
+"""A whole step that brings so much less than its first bit promises deserves a word."""
 
 
 def plan_report(plan: Plan) -> RenderableType:
@@ -46,7 +48,18 @@ def plan_report(plan: Plan) -> RenderableType:
         ("solved in", seconds(plan.solve_s)),
     ))  # fmt: skip
     budgets = [memory_report(name, record) for name, record in plan.memory.items()]
-    return Group(prediction, *budgets, bullets("Why", plan.why))
+    more = [what_if_sentence(one, p.throughput_tokens_per_s) for one in plan.what_if]
+    return Group(prediction, *budgets, bullets("Why", plan.why), bullets("What if", more))
+
+
+def what_if_sentence(one: WhatIf, tokens_per_s: float) -> str:
+    """What a step more of one resource would bring, in words."""
+    if one.how == "not binding":
+        return f"{one.change}: nothing, it does not bind"
+    said = f"{one.change}: +{rate(one.tokens_per_s)} (+{one.tokens_per_s / tokens_per_s:.1%})"
+    if one.tokens_per_s < (1 - PRICE_FALLS) * one.at_first_tokens_per_s:
+        said += f"; at the price of its first bit it were +{rate(one.at_first_tokens_per_s)}"
+    return said
 
 
 def memory_report(name: str, record: MemoryRecord) -> Table:

@@ -183,6 +183,13 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("a stream endless", put("prediction.streams.d2h.bytes_per_s", float("inf")), "d2h.bytes_per_s", "finite"),
     ("bound edited", put("bound_total_s", 1e-9), "gap", "is not 1 - bound_total_s / total_s"),
     ("gap edited", put("gap", 0.5), "gap", "0.5 is not 1 - bound_total_s / total_s"),
+    ("objective edited", put("objective_total_s", 1e3), "objective_total_s", "is not what `why` says"),
+    ("a step gone", drop("what_if.2"), "what_if", "+1 GB/s of link"),
+    ("a step renamed", put("what_if.0.change", "+2 GB/s of link"), "what_if", "not +2 GB/s of link"),
+    ("more than the share", put("what_if.1.tokens_per_s", 1e6), "what_if.1", "more than that share"),
+    ("worth of what does not bind", put("what_if.3.at_first_tokens_per_s", 1.0), "what_if.3", "does not bind"),
+    ("worth negative", put("what_if.2.tokens_per_s", -1.0), "what_if.2.tokens_per_s", "greater than or equal to 0"),
+    ("how unknown", put("what_if.2.how", "guessed"), "what_if.2.how", "duals"),
     ("beyond the budget", beyond_the_budget, "memory.gpu.planned_bytes", "the decisions take"),
 ]
 
