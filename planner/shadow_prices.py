@@ -65,7 +65,7 @@ class PricedProblem:
         if max(abs(found), abs(dual)) <= nothing:
             return Price(0.0, "not binding")
         if abs(dual - found) <= AGREE * abs(found):
-            return Price(dual, "duals")
+            return Price(max(dual, 0.0), "duals")  # below 0: a faster link takes more of compute's speed
         return Price(max(found, 0.0), "re-solved")
 
     def gain_s(self, resource: Resource, share: float) -> float:
