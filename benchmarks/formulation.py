@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import shadow_prices
 from benchmarks.records import RESULTS
-from planner import bins, epochs, ilp, planning, rounding, search
+from planner import bins, epochs, ilp, planning, prefill_sizing, rounding, search
 from planner import shadow_prices as prices
 from planner.composition import compose
 from planner.costs import CostModel
@@ -31,8 +31,10 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "formulation.md"
 TEMPLATE = Path(__file__).parent / "formulation_template.md"
 
 VARIABLES = {
-    "n": ("n[b,f,e]", "blocks", "of bin `b` kept in form `f` during epoch `e`, requests that still generate"),
-    "final": ("final[b,f]", "blocks", "in form `f` in the end: what memory must hold"),
+    "n": ("n[b,g,f,e]", "blocks", "of bin `b`, lifetime `g` in form `f` during epoch `e`, requests still generating"),
+    "final": ("final[b,g,f]", "blocks", "in form `f` in the end: what memory must hold"),
+    "used": ("used[f,s]", "0 or 1", "whether form `f` is in use throughout run `s` of epochs"),
+    "further": ("further[b,s]", "calls", "of attention in a layer and step beyond those counted in compute"),
     "resident_layers": ("resident", "layers", "whose weights stay on the GPU"),
     "any_streamed": ("streams", "0 or 1", "whether any layer is streamed, so that weight slots are needed"),
     "t": ("t[b,e]", "time", "of bin `b` in one step of epoch `e`, all its mini-batches"),
@@ -43,14 +45,16 @@ VARIABLES = {
     "rebuilt_gib": ("rebuilt", "GiB", "of the buffer for rebuilt K and V of a mini-batch and layer"),
     "overlay_gib": ("overlay", "GiB", "that the buffers of prefill and those of decode share"),
     "prefill_t": ("prefill", "time", "of prefill"),
+    "prefill": ("chosen[k]", "0 or 1", "whether chunks and passes have size `k`"),
+    "swept_layers": ("swept", "layers", "that prefill loads in all its sweeps over the weights"),
 }
 """By the start of the built name: symbol, unit, meaning."""
 
 FAMILY_WORDS = {
     "cover_every_block": "Every block has a form, and what is held is held to the end.",
     "append_only": (
-        "A block never changes its form. The relaxation asks this only while no request of the bin has ended; a plan "
-        "takes ended requests to have held the same mix as the others."
+        "A block never changes its form. In the epoch in which a lifetime ends, the relaxation lets its requests end "
+        "in any order; a plan deals them the same mix."
     ),
     "forced_act_share": "Only with `--act-share`.",
     "slots_hold_a_mini_batch": "Buffers hold what the largest mini-batch of each bin has in one layer.",
@@ -59,11 +63,12 @@ FAMILY_WORDS = {
         "the usable memory less its reserve."
     ),
     "host_memory": "Streamed layers and host blocks. The margin is what rounding to pinned slabs may add.",
+    "attention_calls": "Blocks in another form are attended in a call of their own.",
     "step_time": "A step is no shorter than either stream.",
-    "prefill_time": "The same for prefill, with both directions of the link.",
+    "prefill_time": "The same for prefill, with both directions of the link, at one of the sizes.",
 }
 """What each family says, in a sentence or two. Its docstring is the algebra."""
-INDEXED = re.compile(r"^(n|final|t|weights_t|early)((?:_\d+)+)$")
+INDEXED = re.compile(r"^(n|final|t|weights_t|early|used|further|prefill)((?:_\d+)+)$")
 
 
 def main() -> None:
@@ -94,10 +99,12 @@ def constants() -> dict[str, str]:
     return {
         "tie_break": f"{ilp.TIE_BREAK:g}", "both_ties": f"{2 * ilp.TIE_BREAK:g}", "epochs": str(epochs.MAX_EPOCHS),
         "tolerance": f"{search.TOLERANCE:.1%}", "exact_solves": str(search.MAX_EXACT_SOLVES),
-        "simplicity": f"{Options().simplicity:.2%}", "chunk": str(search.PREFILL_CHUNK_TOKENS),
+        "simplicity": f"{Options().simplicity:.2%}",
+        "chunks": " or ".join(str(n) for n in prefill_sizing.OFFERED_CHUNKS if n),
+        "stretches": str(ilp.STRETCHES),
         "second_look": f"{planning.DOMINANCE_GAP:.1%}", "drift": f"{rounding.STICK:.0%}",
         "max_bins": str(bins.MAX_BINS),
-        "near": f"{search.NEAR:.0%}", "roundings": str(search.MAX_ROUNDINGS),
+        "roundings": str(search.MAX_ROUNDINGS),
         "price_step": f"{prices.SMALL_STEP:.0%}", "price_holds": f"{prices.PRICE_HOLDS_UP_TO:.0%}",
         "price_agrees": f"{prices.AGREE:.0%}",
     }  # fmt: skip
@@ -110,8 +117,8 @@ def example() -> tuple[SplitProblem, SplitProblem]:
     mine = Search(costs, work, POLICIES["hybrid"].forms, Options())
     relaxed = mine.relaxed(1, 2)
     batches = compose([4, 4, 4, 5], 2)
-    exact, _ = bins.exact_bins(costs, work.requests, mine.epochs, batches, search.USUAL_FORMS)
-    return relaxed, replace(mine.relaxed(2, 2), bins=exact, in_proportion=True, head_start_bytes=0.0)
+    exact, _ = bins.exact_bins(costs, work.requests, mine.epochs, batches)
+    return relaxed, replace(mine.relaxed(2, 2), bins=exact, decided=True, head_start_bytes=0.0)
 
 
 def doc(function: Any) -> str:
@@ -130,7 +137,7 @@ def variables_table(model: Any) -> str:
     for kind, (symbol, unit, meaning) in VARIABLES.items():
         variable = kinds.pop(kind)
         whole = ", whole" if variable.cat == "Integer" else ""
-        top = "" if variable.upBound is None else f"{variable.upBound:g}" if kind == "any_streamed" else "L"
+        top = "" if variable.upBound is None else "L" if kind == "resident_layers" else f"{variable.upBound:g}"
         span = f"{variable.lowBound:g} to {top}" if top else f">= {variable.lowBound:g}"
         lines.append(f"| `{symbol}` | {unit} | {span}{whole} | {meaning} |")
     if kinds:
@@ -189,8 +196,9 @@ def in_symbols(expression: Any, forms: list[str]) -> str:
 
 def _symbol(name: str, forms: list[str]) -> str:
     kind, indices = _kind(name), name.removeprefix(_kind(name)).split("_")[1:]
-    if kind in ("n", "final"):
-        indices[1] = forms[int(indices[1])]
+    place = {"n": 2, "final": 2, "used": 0}.get(kind)
+    if place is not None:
+        indices[place] = forms[int(indices[place])]
     symbol = VARIABLES[kind][0].partition("[")[0]
     return f"{symbol}[{','.join(indices)}]" if indices else symbol
 

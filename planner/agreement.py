@@ -4,7 +4,7 @@ Between the two stand times that are each computed, not guessed; their differenc
 
 1. the objective: blocks in real numbers, mean steps, a call for every class of lengths and one for each usual form;
 2. the same formula with the decided blocks, step by step, and the decided prefill chunks;
-3. the same with the attention calls that each step really makes, one for each form of each group of like requests;
+3. the same with the attention calls that each step really makes: see `CostModel.decode_segments`;
 4. the simulation: operations in order, which also wait for each other, first of all for the first weights.
 """
 
@@ -21,7 +21,6 @@ from planner.decisions import Decisions
 from planner.forms import FORMS
 from planner.ilp import Floats
 from planner.placement import MiniBatch
-from planner.search import USUAL_FORMS
 from planner.tables import seconds
 from planner.timeline import Timeline
 
@@ -51,15 +50,10 @@ class Agreement:
         return self.objective_s + self.whole_blocks_s + self.attention_calls_s + self.waits_s
 
 
-def disagreement(
-    costs: CostModel, decisions: Decisions, timeline: Timeline, objective_s: float, forms: int
-) -> list[str]:
-    """A sentence where the simulated total and the objective differ by more than 1 %, else none.
-
-    `forms`: how many forms the solver chose from.
-    """
+def disagreement(costs: CostModel, decisions: Decisions, timeline: Timeline, objective_s: float) -> list[str]:
+    """A sentence where the simulated total and the objective differ by more than 1 %, else none."""
     said = difference_in_words(timeline.total_s, objective_s)
-    return [f"{said}: {parts_in_words(agreement(costs, decisions, timeline, objective_s, forms))}"] if said else []
+    return [f"{said}: {parts_in_words(agreement(costs, decisions, timeline, objective_s))}"] if said else []
 
 
 def difference_in_words(total_s: float, objective_s: float) -> str:
@@ -88,11 +82,11 @@ def parts_in_words(found: Agreement) -> str:
     return ", ".join(parts)
 
 
-def agreement(costs: CostModel, decisions: Decisions, timeline: Timeline, objective_s: float, forms: int) -> Agreement:
+def agreement(costs: CostModel, decisions: Decisions, timeline: Timeline, objective_s: float) -> Agreement:
     """The parts of the difference. `forms` as in `disagreement`."""
     weights_s, moved_s = _link_seconds(costs, decisions, timeline)
     prefill_s = _prefill_s(costs, decisions, timeline)
-    counted, real = _compute_seconds(costs, decisions, min(forms, USUAL_FORMS))
+    counted, real = _compute_seconds(costs, decisions)
     as_counted = prefill_s + _decode_s(costs, weights_s, moved_s, counted)
     as_called = prefill_s + _decode_s(costs, weights_s, moved_s, real)
     fills = fill_seconds(timeline)
@@ -119,24 +113,28 @@ def _link_seconds(costs: CostModel, decisions: Decisions, timeline: Timeline) ->
     return weights, moved
 
 
-def _compute_seconds(costs: CostModel, decisions: Decisions, forms: int) -> tuple[Floats, Floats]:
+def _compute_seconds(costs: CostModel, decisions: Decisions) -> tuple[Floats, Floats]:
     """[steps, mini-batches] of compute, alone: with attention calls as the solver counts them, and as they are."""
     shape = (decisions.decode_steps, len(decisions.mini_batches))
     counted, real = np.zeros(shape), np.zeros(shape)
     layers, call_s = costs.model.layers, costs.hardware.gpu.achieved.attention_call_s.value
     for m, batch in enumerate(decisions.mini_batches):
-        shapes = batch.shapes
+        shapes, forms = batch.shapes, sum(batch.blocks(form) > 0 for form in FORMS)
         for t, rows in enumerate(shapes.rows.tolist()):
             rebuild = layers * costs.rebuild(int(shapes.blocks[t, _ACT].sum())).seconds
             beside = rebuild + costs.embed(rows).seconds + costs.sample(rows).seconds
-            layer = costs.decode_segments(rows, _by_length(batch, t)).seconds + (forms - 1) * call_s
+            layer = costs.decode_segments(rows, _as_counted(costs, batch, t)).seconds + (forms - 1) * call_s
             counted[t, m] = beside + layers * layer
-            real[t, m] = beside + layers * costs.decode_segments(rows, batch.attended(t)).seconds
+            real[t, m] = beside + layers * costs.decode_segments(rows, batch.attended(t, costs.ragged)).seconds
     return counted, real
 
 
-def _by_length(batch: MiniBatch, step: int) -> Attended:
-    """What the solver counts: one call for all requests of the same lengths, whatever their blocks are kept as."""
+def _as_counted(costs: CostModel, batch: MiniBatch, step: int) -> Attended:
+    """What the solver counts: one call for all requests, or for those of the same lengths where calls take only equal
+    ones, whatever their blocks are kept as."""
+    if costs.ragged:
+        shapes = batch.shapes
+        return ((int(shapes.rows[step]), (float(shapes.cached_tokens[step] / shapes.rows[step]),)),)
     alike: Counter[tuple[int, int]] = Counter()
     for group in batch.groups:
         if step < group.decode_steps:

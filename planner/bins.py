@@ -11,64 +11,77 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.costs import CostModel
-from planner.epochs import Classes, Epoch, demand_of
-from planner.forms import BLOCK_TOKENS, blocks_for
+from planner.curve import Surface
+from planner.epochs import Classes, Epoch, demands_of, total
+from planner.forms import BLOCK_TOKENS
 from planner.ilp import Bin, Floats
 from planner.workload import Request
 
 MAX_BINS = 4
-"""More different mini-batches than these are taken as one bin of average ones: they are levelled, and deal alike."""
+"""More different mini-batches than these are taken as one bin of average ones, and any that differ where more
+generation lengths than these multiply the variables: mini-batches are levelled, and deal alike."""
 FINE = 64
 """Classes up to which rates are looked up at every context as it is; of more, at ones rounded up by a few percent."""
 STEP = 1.05
 
 
 def exact_bins(
-    costs: CostModel, requests: Sequence[Request], epochs: Sequence[Epoch], batches: Sequence[Sequence[int]], forms: int
+    costs: CostModel, requests: Sequence[Request], epochs: Sequence[Epoch], batches: Sequence[Sequence[int]]
 ) -> tuple[tuple[Bin, ...], list[list[int]]]:
-    """Bins of the given mini-batches whose blocks take `forms` forms, and which mini-batches each bin stands for."""
+    """Bins of the given mini-batches, and which mini-batches each bin stands for."""
     alike: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
     for index, members in enumerate(batches):
         alike[tuple(sorted((requests[r].prompt_len, requests[r].gen_len) for r in members))].append(index)
-    found = [(_exact_bin(costs, lengths, epochs, len(indices), forms), indices) for lengths, indices in alike.items()]
-    if len(found) > MAX_BINS:
+    found = [(_exact_bin(costs, lengths, epochs, len(indices)), indices) for lengths, indices in alike.items()]
+    if len(found) > (MAX_BINS if len({gen for lengths in alike for _, gen in lengths}) <= MAX_BINS else 1):
         return (_together([one for one, _ in found]),), [list(range(len(batches)))]
     return tuple(one for one, _ in found), [indices for _, indices in found]
 
 
-def _exact_bin(
-    costs: CostModel, lengths: Sequence[tuple[int, int]], epochs: Sequence[Epoch], count: int, forms: int
-) -> Bin:
-    """`count` mini-batches of requests of these lengths, a call for each class and a further one for each form."""
+def _exact_bin(costs: CostModel, lengths: Sequence[tuple[int, int]], epochs: Sequence[Epoch], count: int) -> Bin:
+    """`count` mini-batches of requests of these lengths."""
     classes, layers = Classes.of(lengths), costs.model.layers
-    one, attention = demand_of(classes, epochs), Attention(costs, classes, epochs)
+    demands, attention = demands_of(classes, epochs), Attention(costs, classes, epochs)
+    one = total(demands)
     alive = np.minimum(one.rows, 1.0)
     beside = np.array([_between_rows(costs, rows) for rows in one.rows])
-    calls = attention.further_s(1) + alive * (forms - 1) * costs.hardware.gpu.achieved.attention_call_s.value
+    call_s = layers * costs.hardware.gpu.achieved.attention_call_s.value
     blocks = max(round(one.final_blocks), 1)
     return Bin(
         count=count,
-        demand=one.scaled(count),
-        compute_s=count * (beside + layers * (attention.seconds() + calls)),
+        demands=tuple(demand.scaled(count) for demand in demands),
+        compute_s=count * (beside + layers * (attention.seconds() + attention.further_s(1))),
         rebuild_s_per_block=layers * costs.rebuild(blocks).seconds / blocks,
         link_s_per_block=layers * costs.hardware.link.latency_s.value / blocks,
         largest=one.final_blocks,
+        call_s=count * alive * call_s,
+        peak=_peak(classes, epochs, one.blocks),
     )
+
+
+def _peak(classes: Classes, epochs: Sequence[Epoch], mean: Floats) -> Floats:
+    """[epochs] blocks in the first or last step of an epoch, whichever has more, over the mean; at least 1."""
+    at = [max(_blocks_in(classes, step) for step in (epoch.first, epoch.last)) for epoch in epochs]
+    return np.array([max(most / some, 1.0) if some else 1.0 for most, some in zip(at, mean, strict=True)])
+
+
+def _blocks_in(classes: Classes, step: int) -> float:
+    """Blocks of the requests that are still generating in a decode step."""
+    return float((classes.count * -(-(classes.prompt + step - 1) // BLOCK_TOKENS)) @ (classes.gen > step))
 
 
 def _together(bins: Sequence[Bin]) -> Bin:
     """One bin of all of them: sums, and means weighted by blocks."""
     blocks = np.array([part.demand.final_blocks for part in bins])
-    demand = bins[0].demand
-    for part in bins[1:]:
-        demand = demand + part.demand
     return Bin(
         count=sum(part.count for part in bins),
-        demand=demand,
+        demands=tuple(total(alike) for alike in zip(*(part.demands for part in bins), strict=True)),
         compute_s=np.sum([part.compute_s for part in bins], axis=0),
         rebuild_s_per_block=float(blocks @ [part.rebuild_s_per_block for part in bins] / blocks.sum()),
         link_s_per_block=float(blocks @ [part.link_s_per_block for part in bins] / blocks.sum()),
         largest=max(part.largest for part in bins),
+        call_s=np.sum([part.call_s for part in bins], axis=0),
+        peak=np.max([part.peak for part in bins], axis=0),
     )
 
 
@@ -94,13 +107,42 @@ class Attention:
     epochs: Sequence[Epoch]
 
     def seconds(self, most: float | None = None) -> Floats:
-        """[epochs] a call for each class; with `most`, no less than any calls of at most so many requests each."""
-        costs, c = self.costs, self.classes
-        achieved = costs.hardware.gpu.achieved
-        table = achieved.decode_attention_bytes_per_s_by_context
+        """[epochs] one call, or one for each class where calls take only equal requests; with `most`, no less than any
+        calls of at most so many requests each."""
+        return self._ragged_s(most) if self.costs.ragged else self._by_class_s(most)
+
+    @property
+    def _table(self) -> Surface:
+        return self.costs.hardware.gpu.achieved.decode_attention_bytes_per_s_by_context
+
+    @property
+    def _per_token(self) -> float:
+        """Bytes per second and byte per second: what a token takes at a rate of 1."""
+        achieved = self.costs.hardware.gpu.achieved
+        shared = achieved.shared_attention(self.costs.model.gqa_group)
+        return achieved.engine_slowdown.forward.value * shared * self.costs.model.kv_bytes_per_token_layer
+
+    def _ragged_s(self, most: float | None) -> Floats:
+        """All requests in one call."""
+        found = np.zeros(len(self.epochs))
+        for e, epoch in enumerate(self.epochs):
+            alive = self.classes.during(epoch)
+            tokens = float(self.classes.count @ alive.token_steps) / epoch.steps
+            if not tokens:
+                continue
+            rows = float(self.classes.count @ alive.steps) / epoch.steps
+            if most is None:
+                rate = self._table.at(tokens / rows, rows)
+            else:
+                longest, begun = float(alive.longest.max()), float(self.classes.count @ (alive.steps > 0))
+                rate = self._table.best_up_to(longest, min(most, begun))
+            found[e] = self._per_token * tokens / rate
+        return found
+
+    def _by_class_s(self, most: float | None) -> Floats:
+        """A call for each class."""
+        c, table, per_byte = self.classes, self._table, self._per_token
         together = c.count if most is None else np.minimum(c.count, max(most, 1.0))
-        shared = achieved.shared_attention(costs.model.gqa_group)
-        per_byte = achieved.engine_slowdown.forward.value * shared * costs.model.kv_bytes_per_token_layer
         found = np.zeros(len(self.epochs))
         for e, epoch in enumerate(self.epochs):
             alive = c.during(epoch)
@@ -114,7 +156,9 @@ class Attention:
 
     def further_s(self, most_batches: int) -> Floats:
         """[epochs] what the calls beyond the first of `most_batches` mini-batches cost, at least: requests of
-        different lengths are attended in calls of their own."""
+        different lengths are attended in calls of their own where calls take only equal ones."""
+        if self.costs.ragged:
+            return np.zeros(len(self.epochs))
         achieved = self.costs.hardware.gpu.achieved
         each = achieved.attention_group_s.value + achieved.attention_call_s.value
         return each * np.clip(self._alive - most_batches, 0.0, None)
@@ -140,10 +184,14 @@ class AverageBin:
 
     def __init__(self, costs: CostModel, classes: Classes, epochs: Sequence[Epoch]) -> None:
         self.costs = costs
-        self.whole = demand_of(classes, epochs)
+        self._demands = tuple(demands_of(classes, epochs))
+        self.whole = total(self._demands)
         positions = classes.prompt + classes.gen - 1
-        self._largest, self._smallest = blocks_for(int(positions.max())), blocks_for(int(positions.min()))
+        final = -(-positions // BLOCK_TOKENS)
+        self._largest, self._smallest = int(final.max()), int(final.min())
         self._requests = int(classes.count.sum())
+        alive = [classes.during(epoch).steps / epoch.steps for epoch in epochs]
+        self._living = [float((classes.count * final) @ share) for share in alive]
         self._envelope = _lower_envelope(costs, self._requests)
         self._rebuild_s = _cheapest_rebuild(costs, int(self.whole.final_blocks) + 1)
         self._attention = Attention(costs, classes, epochs)
@@ -152,29 +200,32 @@ class AverageBin:
     def at(self, fewest: int, most: int) -> Bin:
         """A bin no dearer, and needing no larger slots, than any composition of `fewest` to `most` mini-batches."""
         layers = self.costs.model.layers
+        # No mini-batch, and so no transfer or rebuild of one, is larger than the mean by more than one request.
+        carried = self.whole.final_blocks / fewest + self._largest
         compute = layers * (self._attention_s(self._most_in_a_call(fewest)) + self._attention.further_s(most))
         for e, rows in enumerate(self.whole.rows):
             if rows > 0:
-                # Where requests have ended, so may have whole mini-batches.
-                least = fewest if rows >= self._requests else 1
+                # Where requests have ended, so may have whole mini-batches, but no more than held those that ended.
+                least = fewest if rows >= self._requests else max(1.0, min(fewest, self._living[e] / carried))
                 compute[e] += self._cheapest_cut(rows, least, most)
-        # No transfer or rebuild carries more blocks than the largest mini-batch holds.
-        carried = self.whole.final_blocks / fewest + self._largest
         hardware = self.costs.hardware
         return Bin(
             count=most,
-            demand=self.whole,
+            demands=self._demands,
             compute_s=compute,
             rebuild_s_per_block=layers * (self._rebuild_s + hardware.gpu.achieved.op_overhead_s.value / carried),
             link_s_per_block=layers * hardware.link.latency_s.value / carried,
             largest=self.whole.final_blocks / most,
+            free_forms=most,
+            peak=np.ones(len(compute)),
+            call_s=np.full(len(compute), layers * hardware.gpu.achieved.attention_call_s.value),
         )
 
     def _most_in_a_call(self, fewest: int) -> float:
         """Requests: no composition gathers more blocks in a call than the mean, in the end, and one request more."""
         return min((self.whole.final_blocks / fewest + self._largest) / self._smallest, float(self._requests))
 
-    def _cheapest_cut(self, rows: float, least: int, most: int) -> float:
+    def _cheapest_cut(self, rows: float, least: float, most: int) -> float:
         """min over k in [least, most] of k envelope(rows / k): linear in k between the corners of the envelope."""
         largest = min(float(most), max(rows, least))
         corners = [rows / x for x in self._envelope[0] if least < rows / x < largest]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +78,13 @@ class Classes:
         keys, count = np.unique(pairs[:, 0] << 32 | pairs[:, 1], return_counts=True)
         return cls(keys >> 32, keys & 0xFFFFFFFF, count)
 
+    def by_lifetime(self, epochs: Sequence[Epoch]) -> list[Classes]:
+        """Cut by when they end: those that do so with prefill, then those whose last decode step is in each epoch."""
+        ends = np.array([epoch.last for epoch in epochs])
+        end = np.where(self.gen > 1, np.searchsorted(ends, self.gen - 1), -1)
+        cuts = (end == e for e in range(-1, len(epochs)))
+        return [Classes(self.prompt[of], self.gen[of], self.count[of]) for of in cuts]
+
     def during(self, epoch: Epoch) -> AliveClasses:
         """What is alive of every class in `epoch`."""
         steps = np.clip(np.minimum(epoch.last, self.gen - 1) - epoch.first + 1, 0, None)
@@ -114,7 +123,8 @@ def make_epochs(lengths: Sequence[tuple[int, int]]) -> list[Epoch]:
     """Epochs for requests of the given (prompt, generation) lengths.
 
     Boundaries fall where the commonest phase of prompts begins a new block, so that for equal requests every epoch
-    has one number of blocks and the average is exact.
+    has one number of blocks and the average is exact. Where requests end at different times, half of the boundaries
+    fall between as many ends as the others: what lives then changes most.
     """
     steps = max(gen for _, gen in lengths) - 1
     if steps < 1:
@@ -124,8 +134,12 @@ def make_epochs(lengths: Sequence[tuple[int, int]]) -> list[Epoch]:
     # Step t attends to prompt + t - 1 tokens, so a block is added after the step at which that is a multiple of 16.
     first_end = (BLOCK_TOKENS - phase) % BLOCK_TOKENS + 1
     ends = [*range(first_end, steps, BLOCK_TOKENS), steps]
-    stride = -(-len(ends) // MAX_EPOCHS)
+    last = sorted(gen - 1 for _, gen in lengths if gen > 1)
+    most = MAX_EPOCHS if last[0] == last[-1] else MAX_EPOCHS // 2
+    stride = -(-len(ends) // most)
     ends = ends[stride - 1 :: stride] + ([steps] if len(ends) % stride else [])
+    if last[0] < last[-1]:
+        ends = sorted({*ends, *(last[len(last) * k // most] for k in range(most))})
     starts = [1] + [end + 1 for end in ends[:-1]]
     return [Epoch(a, b) for a, b in zip(starts, ends, strict=True)]
 
@@ -143,3 +157,18 @@ def demand_of(lengths: Sequence[tuple[int, int]] | Classes, epochs: Sequence[Epo
         begun[e] = blocks[e] + (c.count * most) @ (epoch.steps - alive.steps) / epoch.steps
     prompts = -(-c.prompt // BLOCK_TOKENS)
     return Demand(rows, cached, blocks, begun, float(c.count @ most), float(c.count @ prompts))
+
+
+def lifetime_of(gen_len: int, epochs: Sequence[Epoch]) -> int:
+    """The number of the lifetime of a request: see `Classes.by_lifetime`."""
+    return 1 + bisect_left([epoch.last for epoch in epochs], gen_len - 1) if gen_len > 1 else 0
+
+
+def demands_of(classes: Classes, epochs: Sequence[Epoch]) -> list[Demand]:
+    """Average demand by lifetime: see `Classes.by_lifetime`."""
+    return [demand_of(alike, epochs) for alike in classes.by_lifetime(epochs)]
+
+
+def total(demands: Sequence[Demand]) -> Demand:
+    """All together."""
+    return reduce(Demand.__add__, demands)

@@ -86,7 +86,8 @@ class Achieved(Strict):
     attention_call_s: Seconds
     """What each further attention call of a layer costs beside its arithmetic."""
     attention_group_s: Seconds
-    """What each further group of alike requests costs beside that: its new tokens' own attention, merge and copies."""
+    """What each further group of alike requests costs beside that, where calls take only equal requests: its new
+    tokens' own attention, merge and copies."""
     engine_slowdown: EngineSlowdown
 
     def shared_attention(self, group: int) -> float:
@@ -141,6 +142,11 @@ class Gpu(Strict):
     def budget_bytes(self) -> int:
         """What a plan may use: usable less the context reserve."""
         return int(self.memory.usable_bytes.value - self.memory.context_reserve_bytes.value)
+
+    @property
+    def ragged_attention(self) -> bool:
+        """One call attends requests of all lengths: CUDA kernels take them so, those of the CPU only equal ones."""
+        return self.device == "cuda"
 
     def gemm_rates(self, dtype: str) -> Surface:
         """The table of `dtype`; InputError when this profile has none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from math import inf
 from typing import Any, cast
 
 from planner.agreement import disagreement
@@ -26,6 +27,8 @@ from planner.workload import Workload, check_fits
 
 DOMINANCE_GAP = 0.003
 """Plans proven this close to the best are not worth a second look."""
+WORTH_SIMULATING = 0.01
+"""What promises no more than this beyond the best simulation so far may yet simulate faster."""
 SOLVER = "PuLP with HiGHS; branch and bound over the number of mini-batches"
 
 
@@ -45,33 +48,55 @@ def make_plan(
     started = time.perf_counter()
     costs = CostModel(hardware, model)
     search = Search(costs, workload, policy.forms, options or Options())
-    found = search.run()
-    if found is None:
+    best = _best_of(search)
+    if best is None:
         raise explain_infeasible(search, policy)
-    best, timeline = found, simulate(costs, found.decisions)
-    for other in _others(search, policy):
+    found, timeline = _no_slower_than_one_content(search, policy, *best)
+    more = what_if([(search, found.decisions)], timeline.total_s, timeline.generated_tokens)
+    return _as_plan(search, policy, found, timeline, more, time.perf_counter() - started)
+
+
+def _best_of(search: Search, below_s: float = inf) -> tuple[Found, Timeline] | None:
+    """What simulates fastest of the search's choice and, where that is not proven to be near the best, of others.
+
+    Those are other numbers of mini-batches, and mini-batches of requests that end together. None where there is no
+    plan, or none that takes less than `below_s`.
+    """
+    found = search.run(below_s)
+    if found is None:
+        return None
+    best, timeline = found, simulate(search.costs, found.decisions)
+    for other in _others(search, len(found.decisions.mini_batches)):
+        if other.objective_s < timeline.total_s * (1 + WORTH_SIMULATING):
+            simulated = simulate(search.costs, other.decisions)
+            if simulated.total_s < timeline.total_s:
+                best, timeline = replace(other, bound_s=found.bound_s), simulated
         if 1 - found.bound_s / timeline.total_s <= DOMINANCE_GAP:
             break
-        tried = other.run()
-        if tried is not None and (simulated := simulate(costs, tried.decisions)).total_s < timeline.total_s:
-            best, timeline = replace(tried, bound_s=found.bound_s), simulated
-    more = what_if([(search, best.decisions)], timeline.total_s, timeline.generated_tokens)
-    return _as_plan(search, policy, best, timeline, more, time.perf_counter() - started)
+    return best, timeline
 
 
-def _others(search: Search, policy: Policy) -> Iterator[Search]:
-    """Other ways to plan the same job, for where the first is not proven to be near the best.
-
-    Mini-batches of requests that end together; and one kind of content alone, which may beat a mixed plan where
-    rounding that costs something: a plan is never slower than that.
-    """
-    options = search.options
+def _others(search: Search, count: int) -> Iterator[Found]:
+    if len(search.requests) > 1:
+        yield from search.near(count)
     if len({r.gen_len for r in search.requests}) > 1:
-        yield Search(search.costs, search.workload, policy.forms, replace(options, end_together=True))
+        options = replace(search.options, end_together=True)
+        yield from Search(search.costs, search.workload, search.forms, options).near(count)
+
+
+def _no_slower_than_one_content(
+    search: Search, policy: Policy, found: Found, timeline: Timeline
+) -> tuple[Found, Timeline]:
+    """One kind of content alone may beat a mixed plan where rounding that costs something."""
     contents = {form.content for form in policy.forms}
-    for content in sorted(contents) if len(contents) > 1 and options.act_share is None else ():
+    for content in sorted(contents) if len(contents) > 1 and search.options.act_share is None else ():
+        if 1 - found.bound_s / timeline.total_s <= DOMINANCE_GAP:
+            break
         forms = tuple(form for form in policy.forms if form.content == content)
-        yield Search(search.costs, search.workload, forms, options)
+        alone = _best_of(Search(search.costs, search.workload, forms, search.options), timeline.total_s)
+        if alone and alone[1].total_s < timeline.total_s:
+            found, timeline = replace(alone[0], bound_s=found.bound_s), alone[1]
+    return found, timeline
 
 
 def _as_plan(
@@ -80,7 +105,7 @@ def _as_plan(
     costs, workload, decisions = search.costs, search.workload, found.decisions
     hardware, model = costs.hardware, costs.model
     why = reasons(costs, policy, decisions, timeline, search.options)
-    why += disagreement(costs, decisions, timeline, found.objective_s, len(search.forms))
+    why += disagreement(costs, decisions, timeline, found.objective_s)
     data: dict[str, Any] = {
         "schema_version": 1,
         "made_for": MadeFor(

@@ -112,13 +112,16 @@ def more_of(problem: SplitProblem, resource: Resource, share: float) -> SplitPro
     hardware = with_more(problem.hardware, resource, share)
     if resource != "compute":
         return replace(problem, hardware=hardware)
+    part_of = 1 / (1 + share)
     bins = tuple(
         replace(
-            part, compute_s=part.compute_s / (1 + share), rebuild_s_per_block=part.rebuild_s_per_block / (1 + share)
+            part, compute_s=part.compute_s * part_of, call_s=part.call_s * part_of,
+            rebuild_s_per_block=part.rebuild_s_per_block * part_of,
         )
         for part in problem.bins
-    )
-    return replace(problem, hardware=hardware, bins=bins, prefill_compute_s=problem.prefill_compute_s / (1 + share))
+    )  # fmt: skip
+    prefill = tuple(replace(size, compute_s=size.compute_s * part_of) for size in problem.prefill)
+    return replace(problem, hardware=hardware, bins=bins, prefill=prefill)
 
 
 def priced(search: Search, decisions: Decisions) -> PricedProblem:

@@ -78,7 +78,7 @@ class Durations:
             return self.costs.sample(rows)
         if op.kind == "rebuild":
             return self.costs.rebuild(int(shapes.blocks[t, _ACT].sum()))
-        return self.costs.decode_segments(rows, self.decisions.mini_batches[op.part].attended(t))
+        return self.costs.decode_segments(rows, self.decisions.mini_batches[op.part].attended(t, self.costs.ragged))
 
 
 def simulate(costs: CostModel, decisions: Decisions) -> Timeline:

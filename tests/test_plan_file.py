@@ -35,7 +35,7 @@ RAGGED = Workload(
 def small_plan() -> Plan:
     """Two streamed layers or more, and blocks on both sides of the link."""
     model = small_model(layers=4)
-    hardware = SERVER.with_values(**{"gpu.memory.usable_bytes": 1.24e9 + 13e6, "gpu.memory.nominal_bytes": 2e9})
+    hardware = SERVER.with_values(**{"gpu.memory.usable_bytes": 1.24e9 + 11e6, "gpu.memory.nominal_bytes": 2e9})
     return make_plan(hardware, model, RAGGED, HYBRID, Options(mini_batches=2, max_resident_layers=2))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import astuple, fields
 from functools import cache
 
 import numpy as np
@@ -39,10 +39,12 @@ def assert_same(left: SplitProblem, right: SplitProblem) -> None:
         if field.name == "bins":
             for mine, theirs in zip(one, other, strict=True):
                 for part in fields(Bin):
-                    if part.name != "demand":
+                    if part.name != "demands":
                         np.testing.assert_allclose(getattr(mine, part.name), getattr(theirs, part.name), rtol=1e-9)
         elif field.name == "hardware":
             assert one.to_plain() == other.to_plain()
+        elif field.name == "prefill":
+            np.testing.assert_allclose([astuple(size) for size in one], [astuple(size) for size in other], rtol=1e-9)
         elif isinstance(one, float):
             assert one == pytest.approx(other, rel=1e-9), field.name
         elif field.name != "epochs":
@@ -92,7 +94,7 @@ def test_memory_that_nearly_suffices_is_worth_what_is_lacking(lacking_share: flo
     roomy = search_of(ideal_hardware(h2d_bytes_per_s=5e9), model, work, "kv-only").relaxed(1, 1)
     cache = roomy.bins[0].demand.final_blocks * KV_GPU.block_bytes(model)
     weights = model.outer_bytes + (model.layers + roomy.weight_slots) * model.layer_bytes
-    needed = cache + weights + max(roomy.prefill_bytes, roomy.fixed_decode_bytes)
+    needed = cache + weights + max(*(size.nbytes for size in roomy.prefill), roomy.fixed_decode_bytes)
     budget = float(round(needed * (1 - lacking_share)))
     tight = search_of(ideal_hardware(h2d_bytes_per_s=5e9, gpu_bytes=budget), model, work, "kv-only")
     found = PricedProblem(tight.relaxed(1, 1), streams=True)
