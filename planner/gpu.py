@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -47,17 +47,29 @@ class GpuMemory(Strict):
         return self
 
 
+class Slowdown(Quantity):
+    """How many times longer; a tenth or a hundred times is another machine."""
+
+    value: Annotated[float, Field(ge=0.1, le=100, allow_inf_nan=False)]
+
+
+class GroupCost(Count):
+    """Of one head, relative to another."""
+
+    value: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+
+
 class EngineSlowdown(Strict):
     """How many times longer kernels take inside the engine than one by one, by the operation that they are part of.
 
     What is left when contention with the link is counted apart: the threads of the engine, and caches that others use.
     """
 
-    embed: Quantity
-    prefill: Quantity
-    rebuild: Quantity
-    forward: Quantity
-    sample: Quantity
+    embed: Slowdown
+    prefill: Slowdown
+    rebuild: Slowdown
+    forward: Slowdown
+    sample: Slowdown
 
 
 class Achieved(Strict):
@@ -69,7 +81,7 @@ class Achieved(Strict):
     """FLOP/s of causal attention (half the square counted) by tokens of a prompt; second size: prompts in the call."""
     decode_attention_bytes_per_s_by_context: Surface
     """K and V bytes read per second by cached tokens of one request; second size: requests in the call."""
-    attention_group_cost: Count
+    attention_group_cost: GroupCost
     """Extra time of decode attention for each further query head that shares a K/V head, relative to the first."""
     merge_bytes_per_s: Rate
     """Bytes of attention output merged per second: one part per attention call, and one for the new token itself."""
@@ -131,6 +143,25 @@ class Gpu(Strict):
     @model_validator(mode="after")
     def _possible_gather(self) -> Gpu:
         return self._within_memory_rate("gather_bytes_per_s")
+
+    @model_validator(mode="after")
+    def _possible_merges(self) -> Gpu:
+        return self._within_memory_rate("merge_bytes_per_s")
+
+    @model_validator(mode="after")
+    def _possible_decode_attention(self) -> Gpu:
+        key, peak = "decode_attention_bytes_per_s_by_context", self.datasheet.memory_bytes_per_s
+        if found := _beyond(key, self.achieved.decode_attention_bytes_per_s_by_context.best, peak):
+            raise Mistaken(found)
+        return self
+
+    @model_validator(mode="after")
+    def _possible_prefill_attention(self) -> Gpu:
+        key, peaks = "prefill_attention_flops_by_tokens", list(self.datasheet.flops.values())
+        peak = max(peaks, key=lambda one: one.value) if peaks else None
+        if found := _beyond(key, self.achieved.prefill_attention_flops_by_tokens.best, peak):
+            raise Mistaken(found)
+        return self
 
     def _within_memory_rate(self, key: str) -> Gpu:
         found = _beyond(key, getattr(self.achieved, key).value, self.datasheet.memory_bytes_per_s)

@@ -15,9 +15,9 @@ MAX_COMPUTE_LOST = 0.45
 
 
 class Share(Count):
-    """A fraction of the whole, above zero."""
+    """A fraction of the whole; a hundredth is a unit mistake."""
 
-    value: Annotated[float, Field(gt=0, le=MAX_EFFICIENCY, allow_inf_nan=False)]
+    value: Annotated[float, Field(ge=0.01, le=MAX_EFFICIENCY, allow_inf_nan=False)]
 
 
 class Link(Strict):
@@ -45,6 +45,16 @@ class Link(Strict):
     @model_validator(mode="after")
     def _d2h_not_faster_shared(self) -> Link:
         self._check("d2h_during_h2d_bytes_per_s", self.d2h_during_h2d_bytes_per_s, "d2h", self.d2h_bytes_per_s)
+        return self
+
+    @model_validator(mode="after")
+    def _h2d_not_faster_pageable(self) -> Link:
+        self._check("pageable_h2d_bytes_per_s", self.pageable_h2d_bytes_per_s, "h2d", self.h2d_bytes_per_s)
+        return self
+
+    @model_validator(mode="after")
+    def _d2h_not_faster_pageable(self) -> Link:
+        self._check("pageable_d2h_bytes_per_s", self.pageable_d2h_bytes_per_s, "d2h", self.d2h_bytes_per_s)
         return self
 
     @staticmethod
