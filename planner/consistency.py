@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 CURE = "Plan again instead of editing a plan"
 CLOSE = 1e-6
 """Relative; figures are written with all their digits."""
+MOST_BELOW = 0.01
+"""By which a plan may seem better than its bound: what a stream runs ahead counts in jobs of very few steps."""
 
 
 def check_plan(plan: Plan, budgets: Mapping[str, MemoryRecord]) -> None:
@@ -77,6 +79,9 @@ def _check_prediction(plan: Plan) -> None:
     if streams != set(STREAMS):
         what = f"the streams are {', '.join(STREAMS)}, not {', '.join(sorted(streams)) or 'none'}"
         raise InputError(what, where="prediction.streams", cure=CURE)
+    if plan.gap < -MOST_BELOW:
+        what = f"a bound of {plan.bound_total_s:.9g} s is above the plan's {plan.prediction.total_s:.9g} s"
+        raise InputError(what, where="bound_total_s", cure=CURE)
     for key, found, wanted, why in _figures(plan):
         if not isclose(found, wanted, rel_tol=CLOSE, abs_tol=1e-12):
             raise InputError(f"{found:.9g} is not {why}, {wanted:.9g}", where=key, cure=CURE)

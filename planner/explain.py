@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.costs import CostModel, extrapolations
 from planner.decisions import Decisions
 from planner.forms import FORMS
+from planner.hardware import HardwareProfile
 from planner.placement import FORM_INDEX
 from planner.policies import Policy
 from planner.search import Options
@@ -12,6 +13,8 @@ from planner.timeline import Timeline
 
 BALANCED, ALL = 0.97, 0.99
 """Busy fractions from which both sides count as full, and the share that counts as everything."""
+NOISY = 0.03
+"""Halves of a measurement that differ by more deserve a warning."""
 _HOST = [i for form, i in ((f, FORM_INDEX[f.name]) for f in FORMS) if not form.on_gpu]
 
 
@@ -20,12 +23,21 @@ def reasons(costs: CostModel, policy: Policy, decisions: Decisions, timeline: Ti
     found = [_residency(costs, decisions), _binding(timeline)]
     found += _share(costs, policy, decisions, timeline, options.act_share is not None)
     found.append(_mini_batches(decisions, options.mini_batches is not None))
+    found += _noise(costs.hardware)
     if costs.hardware.scale_model_of:
         found.append(f"A scale model of {costs.hardware.scale_model_of}: ratios, not speeds, carry over")
     shapes = [mini_batch.shapes for mini_batch in decisions.mini_batches]
     rows = [int(s.rows.max()) for s in shapes if len(s.rows)]
     contexts = [round(float((s.cached_tokens / s.rows).max())) for s in shapes if len(s.rows)]
     return found + extrapolations(costs, rows, contexts)
+
+
+def _noise(hardware: HardwareProfile) -> list[str]:
+    """What the machine's profile says of its own measurement, where that is not much in favour."""
+    said = hardware.machine.get("repeatability", "").removesuffix("%")
+    if not said.replace(".", "", 1).isdigit() or float(said) / 100 <= NOISY:
+        return []
+    return [f"The profile was measured on a noisy machine: its two halves differ by {said}%, and so may predictions"]
 
 
 def _residency(costs: CostModel, decisions: Decisions) -> str:

@@ -28,6 +28,8 @@ MOST_BYTES = {"hardware profile": 2**20}
 MOST_BYTES_OF_ALL = 2**29
 MOST_VALUES = 10**7
 """Values of a YAML file, aliases followed: nested ones multiply, and would be walked for ever."""
+MOST_LEVELS = 100
+"""Of nesting: no file here has ten, and the loader follows them on the stack."""
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -96,6 +98,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """A YAML mapping; InputError on syntax errors (with the line), duplicates (all of them), or another top level."""
     text, twice = read_text(path, what), list[Mistake]()
     try:
+        _check_levels(text, path)
         loader = _StrictLoader(text)
         twice = loader.twice
         data = loader.get_single_data()
@@ -121,6 +124,15 @@ def _yaml_cure(problem: str, mark: yaml.Mark | None, text: str, what: str) -> st
     if mark is not None and mark.line + 1 < text.count("\n"):
         return "Mend that line: keys are 'key: value', indented with spaces; text with ': ' or '#' belongs in quotes"
     return f"Is the {what} file whole?"
+
+
+def _check_levels(text: str, path: Path) -> None:
+    """InputError for text nested beyond all sense."""
+    level = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if level > MOST_LEVELS:
+            raise InputError("nested too deeply", where=str(path), cure="Is this the right file?")
 
 
 def _check_values(data: Any, path: Path) -> None:

@@ -12,7 +12,7 @@ import hwprofiles
 from planner.curve import Count, Quantity, Strict
 from planner.errors import InputError, Mistake, Mistaken, nearest
 from planner.files import content_hash, read_yaml, validate
-from planner.gpu import Gpu
+from planner.gpu import MAX_EFFICIENCY, Gpu
 from planner.link import Link
 
 
@@ -49,6 +49,20 @@ class HardwareProfile(Strict):
     gpu: Gpu
     link: Link
     host: Host
+
+    @model_validator(mode="after")
+    def _pinned_is_faster(self) -> HardwareProfile:
+        """Of a paced link, which is slower than the memory that its copies are made in, nothing follows."""
+        found = []
+        for way in ("h2d", "d2h") if self.gpu.device == "cuda" else ():
+            key = f"pageable_{way}_bytes_per_s"
+            pageable, pinned = getattr(self.link, key).value, getattr(self.link, f"{way}_bytes_per_s").value
+            if pageable > MAX_EFFICIENCY * pinned:
+                what = f"{pageable:.4g} is faster than {way}_bytes_per_s alone, {pinned:.4g}, which is page-locked"
+                found.append(Mistake(f"link.{key}", what, f"Give at most {way}_bytes_per_s"))
+        if found:
+            raise Mistaken(*found)
+        return self
 
     @cached_property
     def content_hash(self) -> str:

@@ -47,16 +47,6 @@ class Link(Strict):
         self._check("d2h_during_h2d_bytes_per_s", self.d2h_during_h2d_bytes_per_s, "d2h", self.d2h_bytes_per_s)
         return self
 
-    @model_validator(mode="after")
-    def _h2d_not_faster_pageable(self) -> Link:
-        self._check("pageable_h2d_bytes_per_s", self.pageable_h2d_bytes_per_s, "h2d", self.h2d_bytes_per_s)
-        return self
-
-    @model_validator(mode="after")
-    def _d2h_not_faster_pageable(self) -> Link:
-        self._check("pageable_d2h_bytes_per_s", self.pageable_d2h_bytes_per_s, "d2h", self.d2h_bytes_per_s)
-        return self
-
     @staticmethod
     def _check(key: str, shared: Rate, way: str, alone: Rate) -> None:
         if shared.value > MAX_EFFICIENCY * alone.value:

@@ -217,7 +217,7 @@ def restore_decisions(record: DecisionsRecord, workload: Workload, model: ModelS
         raise InputError(f"request {missing} is in no mini-batch", where="decisions.mini_batches", cure="Plan again")
     layers = record.resident_layers
     if len(set(layers)) != len(layers) or any(layer >= model.layers for layer in layers):
-        what = f"resident layers are {model.layers} different numbers from 0 at most"
+        what = f"{layers[:20]}: layers are 0 to {model.layers - 1}, each at most once"
         raise InputError(what, where="decisions.resident_layers", cure="Plan again")
     if record.weight_slots == 0 and len(layers) < model.layers:
         raise InputError("streamed layers need a slot", where="decisions.weight_slots", cure="At least 1, better 2")

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from planner.explain import NOISY
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec
 from planner.plan import MemoryRecord, Plan, WhatIf
@@ -24,8 +25,6 @@ TIMES = {
 """What people call the keys of a result."""
 
 
-NOISY = 0.03
-"""Halves of a measurement that differ by more deserve a warning."""
 PRICE_FALLS = 0.1
 """A whole step that brings so much less than its first bit promises deserves a word."""
 
@@ -167,6 +166,17 @@ def hardware_report(hardware: HardwareProfile) -> RenderableType:
             parts.append(Text(f"  {key:<{width}}  {value}"))
             parts.append(Padding(Text(f"{node['kind']}{detail}: {node['source']}", style="dim"), (0, 0, 0, 6)))
     return Group(*parts)
+
+
+def pace_warning(profile: HardwareProfile, wanted_gb_per_s: float | None) -> str | None:
+    """A line for people when the link cannot be as fast as they set it."""
+    paced = profile.link.h2d_bytes_per_s.value / 1e9
+    if not wanted_gb_per_s or paced >= wanted_gb_per_s * (1 - 1e-3):
+        return None
+    return (
+        f"--link-gbps {wanted_gb_per_s:g}: the link of this profile has {paced:.3g} GB/s. The paced link shares memory "
+        "with compute, so it has at most half the speed of a copy"
+    )
 
 
 def noise_warning(repeatability: float) -> str | None:
