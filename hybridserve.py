@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from planner import catalogue, flags, report, selection, terminal
-from planner.costs import CostModel
 from planner.errors import HybridserveError, InputError, RunError
 from planner.explain_report import explain_report, explain_result
 from planner.files import dump_yaml, write_whole
@@ -21,8 +20,8 @@ from planner.policies import POLICIES
 from planner.results import plan_result, times
 from planner.speed import Check
 from planner.trace import write_trace
+from planner.verification import predicted_timeline
 from planner.wave_attribution import attribute_waves
-from planner.wave_timeline import simulate_waves
 from planner.workload import Workload
 from runtime import prompts as lines
 
@@ -72,7 +71,7 @@ def simulate_command(plan: flags.PlanFile, trace: flags.Trace = None, as_json: f
     """
     selection.check_files({"--trace": trace}, [plan])
     found = read_plan(plan)
-    timeline = simulate_waves(CostModel(found.hardware, found.model), found.waves)
+    timeline = predicted_timeline(found, plan)
     if trace:
         write_trace(trace, {"predicted": timeline})
     terminal.show(as_json, {**plan_result(found), **times(timeline)}, report.plan_report(found))
@@ -87,6 +86,7 @@ def explain_command(plan: flags.PlanFile, as_json: flags.Json = False) -> None:
     """
     found = read_plan(plan)
     with terminal.status("simulating"):
+        predicted_timeline(found, plan)
         where = attribute_waves(found.hardware, found.model, found.waves)
     terminal.show(as_json, explain_result(found, where), explain_report(found, where))
 
@@ -116,6 +116,7 @@ def run_command(
     selection.check_files({"--output": output, "--trace": trace}, [plan, prompts], checkpoint)
     found = read_plan(plan)
     selection.check_made_for(found, hardware, plan)
+    predicted_timeline(found, plan)
     _need_runtime()
     from runtime.execution import execute  # noqa: PLC0415  (torch is imported only where something runs)
 
@@ -155,13 +156,14 @@ def profile_command(
         int, typer.Option("--hidden", min=64, max=2**16, help="Model width to measure kernels at.")
     ] = 512,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Default: float32 on cpu, float16 on cuda.")] = None,
-    as_json: flags.Json = False,
+    as_json: flags.Json = False, context: typer.Context = None,  # type: ignore[assignment]
 ) -> None:  # fmt: skip
     """Measure this machine and write a hardware profile, or check one. Exit code 1 where a profile no longer holds.
 
     Example: hybridserve profile --device cpu --link-gbps 0.4 -o here.yaml
     """
     if check is not None:
+        selection.check_alone(context, "--check", ("device", "link_gbps", "gpu_memory_gb", "hidden", "dtype"))
         return _check_profile(check, output, as_json)
     if output is None:
         raise InputError("no file to write", where="profile", cure="Give -o FILE.yaml, or --check FILE.yaml")
@@ -184,8 +186,9 @@ def profile_command(
     write_whole(output, dump_yaml(profile.to_plain()))
     terminal.show(as_json, *catalogue.hardware(profile))
     terminal.written(output)
-    if noise := report.noise_warning(profiler.repeatability):
-        terminal.err.print(noise, soft_wrap=True)
+    for warning in (report.pace_warning(profile, link_gbps), report.noise_warning(profiler.repeatability)):
+        if warning:
+            terminal.err.print(warning, soft_wrap=True)
 
 
 def _check_profile(name: str, output: Path | None, as_json: bool) -> None:
@@ -199,7 +202,7 @@ def _check_profile(name: str, output: Path | None, as_json: bool) -> None:
     with terminal.status(f"checking {hardware.id}"):
         found = Check(hardware, Gauge(hardware).read(CHECK_TURNS))
     terminal.show(as_json, found.result(), found.report())
-    if not found.speed.describes:
+    if not found.describes:
         raise RunError(found.verdict)
 
 

@@ -54,7 +54,7 @@ def cases(count: int, seed: int) -> Iterator[Case]:
     """The same ones for the same seed."""
     rng = random.Random(seed)
     for _ in range(count):
-        model, profile = load_model(rng.choice(MODELS)), load_hardware(rng.choice(PROFILES))
+        model, profile = load_model(rng.choice(MODELS), "float16"), load_hardware(rng.choice(PROFILES))
         work = _workload(rng, round(FEWEST * (MOST / FEWEST) ** rng.random()))
         blocks = sum(blocks_for(r.positions) for r in work.requests)
         cache = blocks * min(KV_HOST.block_bytes(model), ACT_HOST.block_bytes(model))

@@ -15,6 +15,7 @@ from planner.hardware import load_hardware
 from planner.model import load_model
 from planner.planning import make_plan
 from planner.policies import POLICIES
+from planner.search import Options
 from planner.workload import Workload
 
 Kind = Literal["point", "range", "at most"]

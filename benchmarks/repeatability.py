@@ -11,9 +11,10 @@ from typing import Any
 from benchmarks.grid import PROFILE_HIDDEN, points
 from benchmarks.records import write
 from planner.costs import CostModel
+from planner.explain import NOISY
 from planner.hardware import HardwareProfile
 from planner.plan import Plan
-from planner.report import NOISY, noise_warning
+from planner.report import noise_warning
 from planner.simulator import simulate
 from runtime.profiler import Profiler, Request
 

@@ -7,20 +7,23 @@ that with the idle ones they sum to the length of the phase.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from planner.columns import COMPUTE, STREAM_CODE, Floats, schedule_columns
 from planner.cost_terms import TERMS, TermCosts, terms
-from planner.critical_path import Stretch, critical_path, cut
+from planner.critical_path import Path, critical_path
 from planner.decisions import Decisions
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec
-from planner.operation import KINDS, STREAMS, Operation
+from planner.operation import KINDS, STREAM_OF, STREAMS, Operation
 from planner.schedule import Schedule
 from planner.simulator import Durations, timeline_of
-from planner.timeline import Span, Timeline
+from planner.timeline import Timeline
 
 PHASES = ("prefill", "decode")
 RESOURCES = {"link": ("h2d", "d2h"), "compute": ("compute",)}
@@ -119,21 +122,22 @@ def attribute(hardware: HardwareProfile, model: ModelSpec, decisions: Decisions)
     """Simulate `decisions` once more and account for every second."""
     costs = TermCosts(hardware, model)
     durations = Durations(costs, decisions)
-    operations = list(Schedule(model, decisions))
-    timeline = timeline_of(operations, durations.of, costs, decisions)
-    path = critical_path(timeline, operations)
+    columns = schedule_columns(Schedule(model, decisions))
+    alone_s = durations.all(columns)
+    timeline = timeline_of(columns, alone_s, costs, decisions)
+    path = critical_path(timeline, columns)
     phases = {}
     for phase in _phases(timeline):
         window = _window(timeline, phase)
-        chosen = [(op, span) for op, span in zip(operations, timeline.spans, strict=True) if phase == _phase(op)]
-        phases[phase] = _Accounts(durations, timeline, phase, chosen, cut(path, *window)).phase(*window)
+        phases[phase] = _Accounts(durations, timeline, phase, alone_s, path.cut(*window)).phase(*window)
 
     def what_if(idle: Sequence[str]) -> WhatIf:
-        faster = timeline_of(operations, lambda op: 0.0 if op.stream in idle else durations.of(op), costs, decisions)
-        return _what_if(faster, critical_path(faster, operations))
+        faster_s = np.where(np.isin(columns.stream, [STREAM_CODE[stream] for stream in idle]), 0.0, alone_s)
+        faster = timeline_of(columns, faster_s, costs, decisions)
+        return _what_if(faster, critical_path(faster, columns))
 
     return Attribution(
-        timeline.total_s, phases, max(0.0, max(span.end_s for span in timeline.spans) - timeline.total_s),
+        timeline.total_s, phases, max(0.0, float(timeline.rows.end_s.max()) - timeline.total_s),
         {resource: what_if(streams) for resource, streams in RESOURCES.items()},
     )  # fmt: skip
 
@@ -146,57 +150,52 @@ def _window(timeline: Timeline, phase: str) -> tuple[float, float]:
     return (0.0, timeline.prefill_s) if phase == "prefill" else (timeline.prefill_s, timeline.total_s)
 
 
-def _phase(op: Operation) -> str:
-    return "decode" if op.step else "prefill"
-
-
-def _what_if(timeline: Timeline, path: Sequence[Stretch]) -> WhatIf:
+def _what_if(timeline: Timeline, path: Path) -> WhatIf:
     then = {}
     for phase in _phases(timeline):
-        exposed = exposed_by_kind(cut(path, *_window(timeline, phase)))
+        exposed = exposed_by_kind(timeline, path.cut(*_window(timeline, phase)))
         if exposed:
             then[phase] = max(exposed, key=lambda kind: exposed[kind])
     return WhatIf(timeline.total_s, timeline.prefill_s, timeline.decode_s, then)
 
 
-def exposed_by_kind(path: Iterable[Stretch]) -> dict[str, float]:
+def exposed_by_kind(timeline: Timeline, path: Path) -> dict[str, float]:
     """Seconds of a critical path by kind of operation; idle ones do not count."""
-    found: dict[str, float] = defaultdict(float)
-    for stretch in path:
-        if stretch.span is not None:
-            found[stretch.span.kind] += stretch.seconds
-    return dict(found)
+    runs = path.running()
+    seconds = np.bincount(timeline.rows.columns.kind[runs.op], runs.seconds, len(KINDS))
+    return {kind: float(exposed) for kind, exposed in zip(KINDS, seconds, strict=True) if exposed}
 
 
 class _Accounts:
-    """Adds up one phase."""
+    """Adds up one phase. `alone_s`: [operations] what each takes while nothing else runs."""
 
-    def __init__(
-        self, durations: Durations, timeline: Timeline, phase: str, chosen: Sequence[tuple[Operation, Span]],
-        path: Sequence[Stretch],
-    ) -> None:  # fmt: skip
+    def __init__(self, durations: Durations, timeline: Timeline, phase: str, alone_s: Floats, path: Path) -> None:
         self.durations, self.timeline, self.phase_name, self.path = durations, timeline, phase, path
         self.use = timeline.use(phase)
         self.kinds: dict[str, KindUse] = {}
         self.flop = self.memory_bytes = 0.0
-        self._lost = {op.id: max(0.0, span.end_s - span.start_s - durations.of(op)) for op, span in chosen}
+        chosen = timeline.in_phase(phase)
+        self._lost = np.where(chosen, np.maximum(timeline.rows.seconds - alone_s, 0.0), 0.0)
         self._add(chosen)
 
-    def _add(self, chosen: Sequence[tuple[Operation, Span]]) -> None:
-        alike: dict[tuple[str, int, int, int], list[Operation]] = defaultdict(list)
-        for op, span in chosen:
-            use = self._kind(op.kind, op.stream)
-            use.count += 1
-            use.busy_s += span.end_s - span.start_s
-            use.contention_s += self._lost[op.id]
-            if op.stream == "compute":
-                alike[op.kind, op.step, op.part, op.offset].append(op)
-        for operations in alike.values():
-            self._split(operations[0], len(operations))
+    def _add(self, chosen: npt.NDArray[np.bool_]) -> None:
+        rows, columns = self.timeline.rows, self.timeline.rows.columns
+        kind, codes = columns.kind[chosen], len(KINDS)
+        counts = np.bincount(kind, minlength=codes).tolist()
+        busy_s, lost_s = (np.bincount(kind, one[chosen], codes).tolist() for one in (rows.seconds, self._lost))
+        for name, count, busy, lost in zip(KINDS, counts, busy_s, lost_s, strict=True):
+            if count:
+                use = self._kind(name)
+                use.count, use.busy_s, use.contention_s = count, busy, lost
+        alike = columns.alike
+        sizes = np.bincount(alike.group, minlength=len(alike.first))
+        for first, size in zip(alike.first.tolist(), sizes.tolist(), strict=True):
+            if chosen[first]:
+                self._split(columns.operation(first), size)
 
     def _split(self, op: Operation, count: int) -> None:
         """The terms of `count` operations that are like `op`."""
-        use, cost = self._kind(op.kind, op.stream), self.durations.cost(op)
+        use, cost = self._kind(op.kind), self.durations.cost(op)
         assert use.terms is not None
         assert use.gemms is not None
         self.flop += count * cost.flops
@@ -207,9 +206,10 @@ class _Accounts:
                 use.gemms.setdefault(part.name, {"arithmetic_s": 0.0, "memory_s": 0.0})
                 use.gemms[part.name][f"{part.bound}_s"] += count * seconds
 
-    def _kind(self, kind: str, stream: str) -> KindUse:
+    def _kind(self, kind: str) -> KindUse:
         found = self.kinds.get(kind)
         if found is None:
+            stream = STREAM_OF[kind]
             found = self.kinds[kind] = KindUse(stream)
             if stream == "compute":
                 found.terms, found.gemms = {f"{term}_s": 0.0 for term in TERMS}, {}
@@ -218,9 +218,8 @@ class _Accounts:
     def phase(self, start_s: float, end_s: float) -> Phase:
         """Everything, once all is added up."""
         phase_s = end_s - start_s
-        for stretch in self.path:
-            if stretch.span is not None:
-                self._kind(stretch.span.kind, stretch.span.stream).exposed_s += stretch.seconds
+        for name, seconds in exposed_by_kind(self.timeline, self.path).items():
+            self._kind(name).exposed_s += seconds
         for kind in self.kinds.values():
             kind.each_s = kind.busy_s / kind.count if kind.count else 0.0
             busy_s = self.use[kind.stream].busy_s
@@ -232,7 +231,7 @@ class _Accounts:
             phase_s=phase_s, steps=self.timeline.decode_steps if decodes else 1,
             streams={stream: self._stream(stream, phase_s) for stream in STREAMS},
             kinds={kind: self.kinds[kind] for kind in KINDS if kind in self.kinds and kind != "begin_decode"},
-            idle_s=sum(stretch.seconds for stretch in self.path if stretch.span is None),
+            idle_s=self.path.idle_s,
             contention_exposed_s=self._lost_on_path(),
             fill_s=sum(fills[1:]) if decodes else fills[0], drain_s=_drain(self.timeline, start_s, end_s),
         )  # fmt: skip
@@ -262,26 +261,24 @@ class _Accounts:
 
     def _lost_on_path(self) -> float:
         """Contention within the exposed stretches; a stretch cut at the end of prefill has its share of it."""
-        spans = ((s.seconds, s.span) for s in self.path if s.span is not None and s.span.id in self._lost)
-        return sum(self._lost[span.id] * seconds / (span.end_s - span.start_s) for seconds, span in spans)
+        runs, seconds = self.path.running(), self.timeline.rows.seconds
+        return float((self._lost[runs.op] * runs.seconds / seconds[runs.op]).sum())
 
 
 def fill_seconds(timeline: Timeline) -> list[float]:
     """Of every step (0: prefill), how long compute waits until its first layer begins."""
-    fills = [0.0] * (timeline.decode_steps + 1)
-    reached, free_s = -1, 0.0
-    for span in timeline.spans:
-        if span.stream != "compute":
-            continue
-        step = 1 if span.kind == "begin_decode" else span.step
-        if step > reached:
-            fills[step] += span.start_s - free_s
-            reached = step if span.kind in _LAYER_KINDS else reached
-        free_s = span.end_s
-    return fills
+    rows, columns = timeline.rows, timeline.rows.columns
+    queue = columns.queues[COMPUTE]
+    step = np.where(columns.is_kind("begin_decode"), 1, columns.step)[queue]
+    waited_s = rows.start_s[queue] - np.concatenate(([0.0], rows.end_s[queue[:-1]]))
+    begun = np.maximum.accumulate(np.where(columns.is_kind(*_LAYER_KINDS)[queue], step, -1))
+    early = step > np.concatenate(([-1], begun[:-1]))
+    return [float(fill) for fill in np.bincount(step[early], waited_s[early], timeline.decode_steps + 1)]
 
 
 def _drain(timeline: Timeline, start_s: float, end_s: float) -> float:
     """From the last transfer to the GPU to the end; 0 where there is none at all, or one goes on."""
-    ends = (s.end_s for s in timeline.spans if s.stream == "h2d" and s.start_s < end_s and s.end_s > start_s)
-    return max(0.0, end_s - max(ends, default=end_s))
+    rows = timeline.rows
+    queue = rows.columns.queues[STREAM_CODE["h2d"]]
+    ends = rows.end_s[queue][(rows.start_s[queue] < end_s) & (rows.end_s[queue] > start_s)]
+    return max(0.0, end_s - float(ends.max(initial=0.0))) if len(ends) else 0.0

@@ -3,116 +3,245 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from planner.costs import CostModel
-from planner.epochs import Epoch, demand_of
-from planner.forms import BLOCK_TOKENS, blocks_for
+from planner.curve import Surface
+from planner.epochs import Classes, Epoch, demands_of, total
+from planner.forms import BLOCK_TOKENS
 from planner.ilp import Bin, Floats
 from planner.workload import Request
 
+MAX_BINS = 4
+"""More different mini-batches than these are taken as one bin of average ones, and any that differ where more
+generation lengths than these multiply the variables: mini-batches are levelled, and deal alike."""
+FINE = 64
+"""Classes up to which rates are looked up at every context as it is; of more, at ones rounded up by a few percent."""
+STEP = 1.05
+
 
 def exact_bins(
-    costs: CostModel, requests: Sequence[Request], epochs: Sequence[Epoch], batches: Sequence[Sequence[int]], forms: int
+    costs: CostModel, requests: Sequence[Request], epochs: Sequence[Epoch], batches: Sequence[Sequence[int]]
 ) -> tuple[tuple[Bin, ...], list[list[int]]]:
-    """Bins of the given mini-batches whose blocks take `forms` forms, and which mini-batches each bin stands for."""
+    """Bins of the given mini-batches, and which mini-batches each bin stands for."""
     alike: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
     for index, members in enumerate(batches):
         alike[tuple(sorted((requests[r].prompt_len, requests[r].gen_len) for r in members))].append(index)
-    bins = []
-    layers, latency = costs.model.layers, costs.hardware.link.latency_s.value
-    for lengths, indices in alike.items():
-        one = demand_of(lengths, epochs)
-        compute = np.array([_compute_s(costs, r, c, forms) for r, c in zip(one.rows, one.cached_tokens, strict=True)])
-        blocks = max(round(one.final_blocks), 1)
-        count = len(indices)
-        bins.append(
-            Bin(
-                count=count,
-                demand=one.scaled(count),
-                compute_s=compute * count,
-                rebuild_s_per_block=layers * costs.rebuild(blocks).seconds / blocks,
-                link_s_per_block=layers * latency / blocks,
-            )
-        )
-    return tuple(bins), list(alike.values())
+    found = [(_exact_bin(costs, lengths, epochs, len(indices)), indices) for lengths, indices in alike.items()]
+    if len(found) > (MAX_BINS if len({gen for lengths in alike for _, gen in lengths}) <= MAX_BINS else 1):
+        return (_together([one for one, _ in found]),), [list(range(len(batches)))]
+    return tuple(one for one, _ in found), [indices for _, indices in found]
 
 
-def _compute_s(costs: CostModel, rows: float, cached_tokens: float, forms: int) -> float:
-    """Seconds of one mini-batch and step beside rebuilding, all layers; each form is attended by itself."""
-    whole = max(round(rows), 1) if rows > 0 else 0
-    if not whole:
-        return 0.0
-    context = max(round(cached_tokens), 1) / whole
-    layer = costs.decode_segments(whole, ((whole, (context / forms,) * forms),)).seconds
-    return costs.model.layers * layer + costs.embed(whole).seconds + costs.sample(whole).seconds
+def _exact_bin(costs: CostModel, lengths: Sequence[tuple[int, int]], epochs: Sequence[Epoch], count: int) -> Bin:
+    """`count` mini-batches of requests of these lengths."""
+    classes, layers = Classes.of(lengths), costs.model.layers
+    demands, attention = demands_of(classes, epochs), Attention(costs, classes, epochs)
+    one = total(demands)
+    alive = np.minimum(one.rows, 1.0)
+    beside = np.array([_between_rows(costs, rows) for rows in one.rows])
+    call_s = layers * costs.hardware.gpu.achieved.attention_call_s.value
+    blocks = max(round(one.final_blocks), 1)
+    return Bin(
+        count=count,
+        demands=tuple(demand.scaled(count) for demand in demands),
+        compute_s=count * (beside + layers * (attention.seconds() + attention.further_s(1))),
+        rebuild_s_per_block=layers * costs.rebuild(blocks).seconds / blocks,
+        link_s_per_block=layers * costs.hardware.link.latency_s.value / blocks,
+        largest=one.final_blocks,
+        call_s=count * alive * call_s,
+        peak=_peak(classes, epochs, one.blocks),
+    )
+
+
+def _peak(classes: Classes, epochs: Sequence[Epoch], mean: Floats) -> Floats:
+    """[epochs] blocks in the first or last step of an epoch, whichever has more, over the mean; at least 1."""
+    at = [max(_blocks_in(classes, step) for step in (epoch.first, epoch.last)) for epoch in epochs]
+    return np.array([max(most / some, 1.0) if some else 1.0 for most, some in zip(at, mean, strict=True)])
+
+
+def _blocks_in(classes: Classes, step: int) -> float:
+    """Blocks of the requests that are still generating in a decode step."""
+    return float((classes.count * -(-(classes.prompt + step - 1) // BLOCK_TOKENS)) @ (classes.gen > step))
+
+
+def _together(bins: Sequence[Bin]) -> Bin:
+    """One bin of all of them: sums, and means weighted by blocks."""
+    blocks = np.array([part.demand.final_blocks for part in bins])
+    return Bin(
+        count=sum(part.count for part in bins),
+        demands=tuple(total(alike) for alike in zip(*(part.demands for part in bins), strict=True)),
+        compute_s=np.sum([part.compute_s for part in bins], axis=0),
+        rebuild_s_per_block=float(blocks @ [part.rebuild_s_per_block for part in bins] / blocks.sum()),
+        link_s_per_block=float(blocks @ [part.link_s_per_block for part in bins] / blocks.sum()),
+        largest=max(part.largest for part in bins),
+        call_s=np.sum([part.call_s for part in bins], axis=0),
+        peak=np.max([part.peak for part in bins], axis=0),
+    )
+
+
+def _between_rows(costs: CostModel, rows: float) -> float:
+    """Seconds of a step beside attention and rebuilding for a mean number of rows, all layers."""
+    low = int(rows)
+    at_low = _beside_attention(costs, low) if low else 0.0
+    share = rows - low
+    return at_low + share * (_beside_attention(costs, low + 1) - at_low) if share else at_low
+
+
+def _beside_attention(costs: CostModel, rows: int) -> float:
+    step = costs.model.layers * costs.decode_forward(rows, 0).seconds
+    return step + costs.embed(rows).seconds + costs.sample(rows).seconds
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Decode attention of classes of requests, one layer. What it costs per step, as a mean over each epoch."""
+
+    costs: CostModel
+    classes: Classes
+    epochs: Sequence[Epoch]
+
+    def seconds(self, most: float | None = None) -> Floats:
+        """[epochs] one call, or one for each class where calls take only equal requests; with `most`, no less than any
+        calls of at most so many requests each."""
+        return self._ragged_s(most) if self.costs.ragged else self._by_class_s(most)
+
+    @property
+    def _table(self) -> Surface:
+        return self.costs.hardware.gpu.achieved.decode_attention_bytes_per_s_by_context
+
+    @property
+    def _per_token(self) -> float:
+        """Bytes per second and byte per second: what a token takes at a rate of 1."""
+        achieved = self.costs.hardware.gpu.achieved
+        shared = achieved.shared_attention(self.costs.model.gqa_group)
+        return achieved.engine_slowdown.forward.value * shared * self.costs.model.kv_bytes_per_token_layer
+
+    def _ragged_s(self, most: float | None) -> Floats:
+        """All requests in one call."""
+        found = np.zeros(len(self.epochs))
+        for e, epoch in enumerate(self.epochs):
+            alive = self.classes.during(epoch)
+            tokens = float(self.classes.count @ alive.token_steps) / epoch.steps
+            if not tokens:
+                continue
+            rows = float(self.classes.count @ alive.steps) / epoch.steps
+            if most is None:
+                rate = self._table.at(tokens / rows, rows)
+            else:
+                longest, begun = float(alive.longest.max()), float(self.classes.count @ (alive.steps > 0))
+                rate = self._table.best_up_to(longest, min(most, begun))
+            found[e] = self._per_token * tokens / rate
+        return found
+
+    def _by_class_s(self, most: float | None) -> Floats:
+        """A call for each class."""
+        c, table, per_byte = self.classes, self._table, self._per_token
+        together = c.count if most is None else np.minimum(c.count, max(most, 1.0))
+        found = np.zeros(len(self.epochs))
+        for e, epoch in enumerate(self.epochs):
+            alive = c.during(epoch)
+            on = alive.steps > 0
+            tokens = (c.count * alive.token_steps)[on]
+            # Rates may fall with the context, so a bound takes the best of any shorter one, too.
+            context = (alive.token_steps[on] / alive.steps[on]) if most is None else alive.longest[on].astype(float)
+            rates = _rates(table.at if most is None else table.best_up_to, context, together[on], len(c.count) > FINE)
+            found[e] = per_byte * float((tokens / rates).sum()) / epoch.steps
+        return found
+
+    def further_s(self, most_batches: int) -> Floats:
+        """[epochs] what the calls beyond the first of `most_batches` mini-batches cost, at least: requests of
+        different lengths are attended in calls of their own where calls take only equal ones."""
+        if self.costs.ragged:
+            return np.zeros(len(self.epochs))
+        achieved = self.costs.hardware.gpu.achieved
+        each = achieved.attention_group_s.value + achieved.attention_call_s.value
+        return each * np.clip(self._alive - most_batches, 0.0, None)
+
+    @cached_property
+    def _alive(self) -> Floats:
+        """[epochs] mean number of classes still generating."""
+        return np.array([float(self.classes.during(epoch).steps.sum()) / epoch.steps for epoch in self.epochs])
+
+
+def _rates(
+    rate: Callable[[float, float], float], context: Floats, together: npt.NDArray[np.generic], coarse: bool
+) -> Floats:
+    """[classes] bytes per second by (context, requests in a call)."""
+    if coarse:
+        context = STEP ** np.ceil(np.log(np.maximum(context, 1.0)) / np.log(STEP))
+    pairs, where = np.unique(np.stack([context, together.astype(float)]), axis=1, return_inverse=True)
+    return np.array([rate(size, second) for size, second in pairs.T])[where.ravel()]
 
 
 class AverageBin:
     """The relaxation: one bin of average mini-batches, at the cheapest compute that any composition allows."""
 
-    def __init__(self, costs: CostModel, requests: Sequence[Request], epochs: Sequence[Epoch]) -> None:
+    def __init__(self, costs: CostModel, classes: Classes, epochs: Sequence[Epoch]) -> None:
         self.costs = costs
-        self.whole = demand_of([(r.prompt_len, r.gen_len) for r in requests], epochs)
-        self.largest, self.smallest = (pick(r.positions for r in requests) for pick in (max, min))
-        self._requests = len(requests)
-        self.envelope = _lower_envelope(costs, len(requests))
+        self._demands = tuple(demands_of(classes, epochs))
+        self.whole = total(self._demands)
+        positions = classes.prompt + classes.gen - 1
+        final = -(-positions // BLOCK_TOKENS)
+        self.largest, self.smallest = int(final.max()), int(final.min())
+        self._requests = int(classes.count.sum())
+        alive = [classes.during(epoch).steps / epoch.steps for epoch in epochs]
+        self._living = [float((classes.count * final) @ share) for share in alive]
+        self.envelope = _lower_envelope(costs, self._requests)
         self._rebuild_s = _cheapest_rebuild(costs, int(self.whole.final_blocks) + 1)
+        self._attention = Attention(costs, classes, epochs)
+        self._attention_s = lru_cache(maxsize=None)(self._attention.seconds)
 
     def at(self, fewest: int, most: int) -> Bin:
         """A bin no dearer, and needing no larger slots, than any composition of `fewest` to `most` mini-batches."""
         layers = self.costs.model.layers
-        compute = np.zeros_like(self.whole.rows)
-        for e, (rows, tokens) in enumerate(zip(self.whole.rows, self.whole.cached_tokens, strict=True)):
-            if rows <= 0:
-                continue
-            # Where requests have ended, so may have whole mini-batches.
-            least = fewest if rows >= self._requests else 1
-            compute[e] = self._cheapest_cut(rows, least, most) + layers * self._attention_floor(tokens, fewest)
-        # No transfer or rebuild carries more blocks than the largest mini-batch holds.
-        carried = self.whole.final_blocks / fewest + blocks_for(self.largest)
+        # No mini-batch, and so no transfer or rebuild of one, is larger than the mean by more than one request.
+        carried = self.whole.final_blocks / fewest + self.largest
+        compute = layers * (self._attention_s(self._most_in_a_call(fewest)) + self._attention.further_s(most))
+        for e, rows in enumerate(self.whole.rows):
+            if rows > 0:
+                # Where requests have ended, so may have whole mini-batches, but no more than held those that ended.
+                least = fewest if rows >= self._requests else max(1.0, min(fewest, self._living[e] / carried))
+                compute[e] += self._cheapest_cut(rows, least, most)
         hardware = self.costs.hardware
         return Bin(
             count=most,
-            demand=self.whole,
+            demands=self._demands,
             compute_s=compute,
             rebuild_s_per_block=layers * (self._rebuild_s + hardware.gpu.achieved.op_overhead_s.value / carried),
             link_s_per_block=layers * hardware.link.latency_s.value / carried,
+            largest=self.whole.final_blocks / most,
+            free_forms=most,
+            peak=np.ones(len(compute)),
+            call_s=np.full(len(compute), layers * hardware.gpu.achieved.attention_call_s.value),
         )
 
-    def _cheapest_cut(self, rows: float, least: int, most: int) -> float:
+    def _most_in_a_call(self, fewest: int) -> float:
+        """Requests: no composition gathers more blocks in a call than the mean, in the end, and one request more."""
+        return min((self.whole.final_blocks / fewest + self.largest) / self.smallest, float(self._requests))
+
+    def _cheapest_cut(self, rows: float, least: float, most: int) -> float:
         """min over k in [least, most] of k envelope(rows / k): linear in k between the corners of the envelope."""
         largest = min(float(most), max(rows, least))
         corners = [rows / x for x in self.envelope[0] if least < rows / x < largest]
         cuts = np.array([least, *corners, largest])
         return float((cuts * np.interp(rows / cuts, *self.envelope)).min())
 
-    def _attention_floor(self, tokens: float, fewest: int) -> float:
-        """No composition gathers more blocks in a call than the mean, in the end, and one request more."""
-        achieved, model = self.costs.hardware.gpu.achieved, self.costs.model
-        most = (self.whole.final_blocks / fewest + blocks_for(self.largest)) / blocks_for(self.smallest)
-        best = achieved.decode_attention_bytes_per_s_by_context.best_within(min(most, self._requests))
-        seconds = tokens * model.kv_bytes_per_token_layer / best
-        shared = 1 + (model.gqa_group - 1) * achieved.attention_group_cost.value
-        return achieved.engine_slowdown.forward.value * seconds * shared
-
 
 def _lower_envelope(costs: CostModel, requests: int) -> tuple[Floats, Floats]:
-    """Lower convex hull of the step time beside attention and rebuilding over rows 0 .. requests.
+    """Lower convex hull of the step time beside attention and rebuilding over rows 1 .. requests.
 
-    Convex, so the sum over mini-batches is least when rows are spread evenly.
+    Convex, so the sum over mini-batches is least when rows are spread evenly. Every number of rows up to 512 is priced,
+    of more a geometric sample.
     """
     sampled = sorted({*range(1, min(requests, 512) + 1), *np.geomspace(1, requests, 200).astype(int).tolist()})
-    layers = costs.model.layers
-    points = [(0.0, 0.0)]
-    for rows in sampled:
-        layer = (costs.decode_forward(rows, 0)).seconds
-        points.append((float(rows), layers * layer + costs.embed(rows).seconds + costs.sample(rows).seconds))
-    # An empty mini-batch does not exist: the hull starts at one request.
     hull: list[tuple[float, float]] = []
-    for x, y in points[1:]:
+    for x, y in ((float(rows), _beside_attention(costs, rows)) for rows in sampled):
         while len(hull) >= 2 and (hull[-1][1] - hull[-2][1]) * (x - hull[-1][0]) >= (y - hull[-1][1]) * (
             hull[-1][0] - hull[-2][0]
         ):

@@ -16,12 +16,15 @@ MAX_CLASSES = 24
 SOLVE_LIMIT_S = 1.0
 
 
-def compose(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Request numbers of each of `count` mini-batches, for requests of `sizes` peak blocks.
+def compose(sizes: Sequence[int], count: int, lives: Sequence[int] = ()) -> list[list[int]]:
+    """Request numbers of each of `count` mini-batches, for requests of `sizes` peak blocks and numbered lifetimes.
 
-    Equal requests are dealt evenly. Others go longest first into the emptiest mini-batch; when that leaves the
-    fullest above the mean, an ILP over interchangeable requests tries to level it.
+    Equal requests are dealt evenly. So are those of each lifetime, so that mini-batches stay alike as requests end.
+    Requests that all end together go longest first into the emptiest mini-batch; when that leaves the fullest above the
+    mean, an ILP over interchangeable requests tries to level it.
     """
+    if len(set(lives)) > 1:
+        return [sorted(members) for members in _dealt_by_life(sizes, count, lives)]
     if len(set(sizes)) == 1:
         cuts = [i * len(sizes) // count for i in range(count + 1)]
         return [list(range(a, b)) for a, b in pairwise(cuts)]
@@ -34,6 +37,45 @@ def compose(sizes: Sequence[int], count: int) -> list[list[int]]:
         if better and max(sum(sizes[r] for r in members) for members in better) < fullest:
             bins = better
     return [sorted(members) for members in bins]
+
+
+def compose_by_end(gens: Sequence[int], sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Request numbers of each of `count` mini-batches of about equal size whose requests end together.
+
+    A mini-batch whose requests have all ended costs nothing any more, and requests of equal lengths share a call.
+    """
+    order = sorted(range(len(sizes)), key=lambda r: (gens[r], r))
+    bins: list[list[int]] = [[]]
+    total, done = sum(sizes), 0
+    for place, r in enumerate(order):
+        must = len(order) - place == count - len(bins)
+        full = (2 * done + sizes[r]) * count > 2 * total * len(bins)
+        if bins[-1] and len(bins) < count and (must or full):
+            bins.append([])
+        bins[-1].append(r)
+        done += sizes[r]
+    return bins
+
+
+def _dealt_by_life(sizes: Sequence[int], count: int, lives: Sequence[int]) -> list[list[int]]:
+    """Longest-lived first, each to the mini-batch with fewest of its lifetime, of those to the emptiest.
+
+    None comes to hold more than the mean and one request.
+    """
+    bins: list[list[int]] = [[] for _ in range(count)]
+    load, alike = [0] * count, [0] * count
+    enough = sum(sizes) / count
+    order = sorted(range(len(sizes)), key=lambda r: (-lives[r], -sizes[r], r))
+    for place, r in enumerate(order):
+        if place and lives[r] != lives[order[place - 1]]:
+            alike = [0] * count
+        # Those without a member come first once there are only as many requests left.
+        short = len(order) - place <= sum(not members for members in bins)
+        b = min(range(count), key=lambda b: (short and bool(bins[b]), load[b] > enough, alike[b], load[b], b))
+        bins[b].append(r)
+        load[b] += sizes[r]
+        alike[b] += 1
+    return bins
 
 
 def _longest_first(sizes: Sequence[int], count: int) -> list[list[int]]:

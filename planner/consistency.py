@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from math import isclose
 from typing import TYPE_CHECKING
 
+from planner.agreement import DIFFERENCE, difference_in_words
 from planner.decisions import act_share
 from planner.errors import InputError, nearest
 from planner.operation import STREAMS
 from planner.policies import POLICIES
+from planner.what_if import RATES, steps
 
 if TYPE_CHECKING:
     from planner.plan import MemoryRecord, Plan
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 CURE = "Plan again instead of editing a plan"
 CLOSE = 1e-6
 """Relative; figures are written with all their digits."""
+MOST_BELOW = 0.01
+"""By which a plan may seem better than its bound: what a stream runs ahead counts in jobs of very few steps."""
 
 
 def check_plan(plan: Plan, budgets: Mapping[str, MemoryRecord]) -> None:
@@ -29,6 +33,7 @@ def check_plan(plan: Plan, budgets: Mapping[str, MemoryRecord]) -> None:
     _check_policy(plan)
     _check_memory(plan, budgets)
     _check_prediction(plan)
+    _check_what_if(plan)
 
 
 def _check_made_for(plan: Plan) -> None:
@@ -78,15 +83,47 @@ def _check_prediction(plan: Plan) -> None:
     if streams != set(STREAMS):
         what = f"the streams are {', '.join(STREAMS)}, not {', '.join(sorted(streams)) or 'none'}"
         raise InputError(what, where="prediction.streams", cure=CURE)
+    if plan.gap < -MOST_BELOW:
+        what = f"a bound of {plan.bound_total_s:.9g} s is above the plan's {plan.prediction.total_s:.9g} s"
+        raise InputError(what, where="bound_total_s", cure=CURE)
     for key, found, wanted, why in _figures(plan):
         if not isclose(found, wanted, rel_tol=CLOSE, abs_tol=1e-12):
             raise InputError(f"{found:.9g} is not {why}, {wanted:.9g}", where=key, cure=CURE)
+    _check_agreement(plan)
     busy = {name: stream.busy_fraction for name, stream in plan.prediction.streams.items()}
     link, compute = max(busy["h2d"], busy["d2h"]), busy["compute"]
     busier = "link" if link > compute else "compute"
     if plan.prediction.binding != busier and not isclose(link, compute, rel_tol=CLOSE):
         what = f"'{plan.prediction.binding}' is not the busier of the streams, '{busier}'"
         raise InputError(what, where="prediction.binding", cure=CURE)
+
+
+def _check_agreement(plan: Plan) -> None:
+    """The reasons speak of the difference between prediction and objective, where there is one."""
+    wanted = difference_in_words(plan.prediction.total_s, plan.objective_total_s)
+    said = any(reason.startswith(wanted or DIFFERENCE) for reason in plan.why)
+    if said != bool(wanted):
+        what = f"{plan.objective_total_s:.9g} beside a total of {plan.prediction.total_s:.9g} s is not what `why` says"
+        raise InputError(what, where="objective_total_s", cure=CURE)
+
+
+def _check_what_if(plan: Plan) -> None:
+    known = list(steps(plan.hardware))
+    said = [one.change for one in plan.what_if]
+    if said != [step.change for step in known]:
+        wanted = ", ".join(step.change for step in known)
+        what = f"the steps on this hardware are {wanted}, not {', '.join(said) or 'none'}"
+        raise InputError(what, where="what_if", cure=CURE)
+    rate = plan.prediction.throughput_tokens_per_s
+    for i, (step, one) in enumerate(zip(known, plan.what_if, strict=True)):
+        gained = max(one.tokens_per_s, one.at_first_tokens_per_s)
+        if one.how == "not binding" and gained:
+            what = f"{gained:.9g} tokens/s from more of what does not bind"
+        elif step.resource in RATES and gained > rate * step.share * (1 + CLOSE):
+            what = f"{gained:.9g} tokens/s from {step.share:.1%} more speed is more than that share of {rate:.9g}"
+        else:
+            continue
+        raise InputError(what, where=f"what_if.{i}", cure=CURE)
 
 
 def _figures(plan: Plan) -> Iterator[tuple[str, float, float, str]]:

@@ -31,7 +31,7 @@ class OpCost:
 
 
 Attended = tuple[tuple[int, tuple[float, ...]], ...]
-"""What one operation attends to, by group of alike requests: (requests, cached tokens of each in every segment)."""
+"""What one operation attends to, by group of requests: (requests, cached tokens of each in every segment)."""
 
 
 class CostModel:
@@ -39,6 +39,7 @@ class CostModel:
 
     def __init__(self, hardware: HardwareProfile, model: ModelSpec) -> None:
         self.hardware, self.model = hardware, model
+        self.ragged = hardware.gpu.ragged_attention
         hardware.gpu.gemm_rates(model.dtype)  # refuse early, with a message, a dtype without a rate
         self.rebuild = lru_cache(maxsize=None)(self._rebuild)
         self.decode_segments = lru_cache(maxsize=None)(self._decode_forward)
@@ -78,8 +79,9 @@ class CostModel:
             calls, parts = calls + len(segments), parts + requests * len(segments)
         # The new token is a part of its own, and every request has at least one cached token.
         kernels += self.merge(rows + max(rows, parts))
-        further = max(len(groups) - 1, 0) * achieved.attention_group_s.value
-        further += max(calls - 1, 0) * achieved.attention_call_s.value
+        further = max(calls - 1, 0) * achieved.attention_call_s.value
+        if not self.ragged:
+            further += max(len(groups) - 1, 0) * achieved.attention_group_s.value
         return kernels * self._slowdown.forward.value + self._forward_overhead() + OpCost(further)
 
     def decode_forward(self, rows: int, cached_tokens: float) -> OpCost:

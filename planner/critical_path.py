@@ -2,65 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from planner.operation import Operation
-from planner.timeline import Span, Timeline
+import numpy as np
+
+from planner.columns import Columns, Floats, Ints
+from planner.timeline import Timeline
+
+IDLE = -1
 
 
-class Stretch(NamedTuple):
-    """A stretch of the total time that one operation accounts for; nothing does where `span` is None."""
+@dataclass(frozen=True)
+class Path:
+    """Stretches of time in order, without overlap. Shapes: [stretches]."""
 
-    span: Span | None
-    start_s: float
-    end_s: float
+    op: Ints
+    """The operation that each is the time of, by its place in the timeline; `IDLE` where nothing runs."""
+    start_s: Floats
+    end_s: Floats
 
     @property
-    def seconds(self) -> float:
+    def seconds(self) -> Floats:
         return self.end_s - self.start_s
 
+    @property
+    def idle_s(self) -> float:
+        """In which nothing runs."""
+        return float(self.seconds[self.op == IDLE].sum())
 
-def critical_path(timeline: Timeline, operations: Iterable[Operation]) -> list[Stretch]:
-    """Stretches in order of time, from 0 to the last token, without overlap.
+    def cut(self, start_s: float, end_s: float) -> Path:
+        """What lies between two instants."""
+        starts, ends = np.maximum(self.start_s, start_s), np.minimum(self.end_s, end_s)
+        left = ends > starts
+        return Path(self.op[left], starts[left], ends[left])
 
-    `operations` are those of the timeline, in issue order. An operation starts when its stream is free and what it
-    waits for has ended: the walk goes back from the last token to whichever of these ended last, and stays on the
-    stream where several did. Between that end and the start nothing is waited for, so the stretch is idle.
+    def running(self) -> Path:
+        """Without the idle stretches."""
+        runs = self.op != IDLE
+        return Path(self.op[runs], self.start_s[runs], self.end_s[runs])
+
+
+def critical_path(timeline: Timeline, columns: Columns) -> Path:
+    """From 0 to the last token.
+
+    `columns` are the operations of the timeline, with what they wait for. An operation starts when its stream is free
+    and what it waits for has ended: the walk goes back from the last token to whichever of these ended last, and stays
+    on the stream where several did. Between that end and the start nothing is waited for, so the stretch is idle.
     """
-    spans, before = timeline.spans, _predecessors(operations)
-    at: int | None = _last(timeline)
-    found: list[Stretch] = []
-    while at is not None:
-        span = spans[at]
-        # The first of `before` is the stream's own: max keeps it where others end with it.
-        previous = max(before[at], key=lambda i: spans[i].end_s, default=None)
-        free_s = spans[previous].end_s if previous is not None else 0.0
-        if span.end_s > span.start_s:
-            found.append(Stretch(span, span.start_s, span.end_s))
-        if span.start_s > free_s:
-            found.append(Stretch(None, free_s, span.start_s))
-        at = previous
-    return found[::-1]
+    before = _predecessors(timeline, columns).tolist()
+    chain = []
+    at = _last(timeline)
+    while at >= 0:
+        chain.append(at)
+        at = before[at]
+    ops = np.array(chain[::-1])
+    starts, ends = timeline.rows.start_s[ops], timeline.rows.end_s[ops]
+    free_s = np.concatenate(([0.0], ends[:-1]))
+    # Before each operation lies what may be idle.
+    return Path(
+        np.column_stack((np.full(len(ops), IDLE), ops)).ravel(),
+        np.column_stack((free_s, starts)).ravel(), np.column_stack((starts, ends)).ravel(),
+    ).cut(0.0, ends[-1])  # fmt: skip
 
 
 def _last(timeline: Timeline) -> int:
     """The operation that ends with the last token: stores may end after it."""
-    samples = (i for i, span in enumerate(timeline.spans) if span.kind == "sample")
-    return max(samples, key=lambda i: timeline.spans[i].end_s)
+    samples = np.flatnonzero(timeline.rows.columns.is_kind("sample"))
+    return int(samples[timeline.rows.end_s[samples].argmax()])
 
 
-def _predecessors(operations: Iterable[Operation]) -> list[Sequence[int]]:
-    """Of every operation: the one before it on its stream, if any, then what it waits for."""
-    newest: dict[str, int] = {}
-    found: list[Sequence[int]] = []
-    for op in operations:
-        found.append((newest[op.stream], *op.waits) if op.stream in newest else op.waits)
-        newest[op.stream] = op.id
+def _predecessors(timeline: Timeline, columns: Columns) -> Ints:
+    """[operations] the one that ended last of what each had to wait for, -1 where that is nothing.
+
+    Of several the first one counts, and the one before on the same stream comes before what `waits` names.
+    """
+    ends, waiting = timeline.rows.end_s, columns.waiting
+    found = np.full(len(columns), -1)
+    for queue in columns.queues:
+        found[queue[1:]] = queue[:-1]
+    own = np.where(found >= 0, ends[found], -1.0)
+    latest = own.copy()
+    np.maximum.at(latest, waiting, ends[columns.waits])
+    decides = (ends[columns.waits] == latest[waiting]) & (latest > own)[waiting]
+    # Written from the last wait to the first, so that the first of several stays.
+    found[waiting[decides][::-1]] = columns.waits[decides][::-1]
     return found
-
-
-def cut(path: Iterable[Stretch], start_s: float, end_s: float) -> list[Stretch]:
-    """What of `path` lies between two instants."""
-    clipped = (Stretch(s.span, max(s.start_s, start_s), min(s.end_s, end_s)) for s in path)
-    return [stretch for stretch in clipped if stretch.end_s > stretch.start_s]

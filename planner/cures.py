@@ -57,6 +57,7 @@ def cure_for(problem: Mapping[str, Any], schema: type[BaseModel]) -> str:
     if kind == "invalid_key":
         return "Put it in quotes if it belongs here, or remove it"
     shape = example(annotation_at(schema, at), at)
+    at = tuple(part for part in at if part != "[key]")
     named = f"{at[-1]}: {shape}" if at and isinstance(at[-1], str) else shape
     return f"Write a finite number, like {named}" if kind == "finite_number" else f"Write {named}"
 
@@ -80,8 +81,13 @@ def _one_of(problem: Mapping[str, Any], at: Location, schema: type[BaseModel]) -
 
 def _spelling(value: str) -> str:
     """How to write `value`, which YAML reads as text, as a number."""
+    plain = value.strip().replace("_", "")
+    if plain.isascii() and plain.lstrip("+-").isdigit():
+        return f"In quotes it is text: write {plain}"
+    if plain.count(",") and plain.replace(",", "").replace(".", "", 1).isdigit():
+        return f"Write digits without commas: {plain.replace(',', '')}"
     try:
-        number = float(value)
+        number = float(plain)
     except ValueError:
         return "Write a plain number; the unit is in the key"
     return f"YAML reads this spelling as text: write {spelled(number)}"
@@ -103,7 +109,7 @@ def unit_of(key: str) -> str | None:
 
 def _unit_words(at: Location) -> str | None:
     """The unit of the number at a location: a key names it for everything below."""
-    if at and at[-1] in ("runs", "spread", "second"):
+    if at and (at[-1] in ("runs", "spread", "second") or (at[-1] == 0 and "points" in at[-3:])):
         return None
     unit = next((unit for part in reversed(at) if (unit := unit_of(str(part)))), None)
     return UNITS[unit][0] if unit else None

@@ -17,6 +17,9 @@ Kind = Literal["datasheet", "measured", "published", "derived", "assumed"]
 """`measured` here by `hybridserve profile`; `published` = measured by others, in the source cited."""
 
 Positive = Annotated[float, Field(gt=0, lt=1e18, allow_inf_nan=False)]
+Size = Annotated[float, Field(ge=1, lt=1e9, allow_inf_nan=False)]
+"""Of a table: rows, tokens, requests or columns, so never a part of one."""
+FIRST_DAY, LAST_DAY = Date(2000, 1, 1), Date(2100, 1, 1)
 
 
 DATE_CURE = "Write a date as text in quotes, like '2026-11-23'"
@@ -35,8 +38,8 @@ class Provenance(Strict):
     kind: Kind
     source: str = Field(min_length=1)
     date: str | None = None
-    runs: int | None = Field(default=None, ge=1)
-    spread: float | None = Field(default=None, ge=0)
+    runs: int | None = Field(default=None, ge=1, lt=10**9)
+    spread: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
     """Relative: (third quartile - first quartile) / median of the runs."""
 
     @model_validator(mode="after")
@@ -48,14 +51,23 @@ class Provenance(Strict):
             raise Mistaken(Mistake("", f"a measured number needs {', '.join(lacking)}", cure))
         return self
 
+    @field_validator("source")
+    @classmethod
+    def _says_something(cls, value: str) -> str:
+        if value.isspace():
+            raise Mistaken(Mistake("", "it is blank", "Say where the number is from"))
+        return value
+
     @field_validator("date")
     @classmethod
     def _is_a_date(cls, value: str | None) -> str | None:
         if value is not None:
             try:
-                Date.fromisoformat(value)
+                day = Date.fromisoformat(value)
             except ValueError:
                 raise Mistaken(Mistake("", f"{value!r} is no day", DATE_CURE)) from None
+            if not FIRST_DAY <= day < LAST_DAY:
+                raise Mistaken(Mistake("", f"{value} is no day on which such a machine was measured", DATE_CURE))
         return value
 
 
@@ -102,7 +114,7 @@ def triples(values: Sequence[T]) -> Iterator[tuple[T, T, T]]:
 class Points(Strict):
     """Achieved rate by size: [[size, rate], ...]. Between points time is affine in size, beyond them rates are held."""
 
-    points: list[tuple[Positive, Annotated[float, Field(ge=1e3, lt=1e18, allow_inf_nan=False)]]] = Field(
+    points: list[tuple[Size, Annotated[float, Field(ge=1e3, lt=1e18, allow_inf_nan=False)]]] = Field(
         min_length=1, strict=False
     )
 
@@ -163,7 +175,7 @@ def _wrong_in(point: object, key: str) -> list[Mistake]:
 class Slice(Points):
     """The table of a surface at one value of its second size."""
 
-    second: Positive
+    second: Size
 
 
 class Surface(Provenance):
@@ -216,9 +228,15 @@ class Surface(Provenance):
 
     def best_within(self, second: float, size: float | None = None) -> float:
         """The highest rate at any second size up to `second`, at `size` or at any: what bounds may count on."""
-        seconds = [one.second for one in self.slices if one.second < second] + [second]
-        sizes = self.sizes if size is None else [size]
-        return max(self.at(one, at) for at in seconds for one in sizes)
+        return max(self._at_any(one, second) for one in (self.sizes if size is None else [size]))
+
+    def best_up_to(self, size: float, second: float) -> float:
+        """The highest rate at any size up to `size` and any second size up to `second`: rates between two points lie
+        between theirs."""
+        return max(self._at_any(one, second) for one in [*(known for known in self.sizes if known < size), size])
+
+    def _at_any(self, size: float, second: float) -> float:
+        return max(self.at(size, at) for at in [*(one.second for one in self.slices if one.second < second), second])
 
     def covers(self, size: float) -> bool:
         """False where `at` holds an end value in every table."""

@@ -111,7 +111,10 @@ def chunk_prompts(
     mini_batches: tuple[MiniBatch, ...], prompt_lens: dict[int, int], chunk_tokens: int, pass_tokens: int
 ) -> tuple[PrefillPass, ...]:
     """Cut every mini-batch's prompts into chunks of at most `chunk_tokens` (one prompt is never cut), and
-    gather chunks into passes of at most `pass_tokens` (one chunk is never cut)."""
+    gather chunks into as few passes of at most `pass_tokens` as that takes (one chunk is never cut).
+
+    Passes are level, since the shortest one hides least of the weights that each of them loads.
+    """
     chunks: list[PrefillChunk] = []
     for index, mini_batch in enumerate(mini_batches):
         held: list[int] = []
@@ -124,18 +127,24 @@ def chunk_prompts(
             held.append(request)
             tokens += length
         chunks.append(PrefillChunk(index, tuple(held), tokens))
-    return _gather(chunks, pass_tokens)
+    filled = _gather(chunks, pass_tokens, len(chunks))
+    level = _gather(chunks, pass_tokens, len(filled))
+    return level if len(level) == len(filled) else filled
 
 
-def _gather(chunks: list[PrefillChunk], pass_tokens: int) -> tuple[PrefillPass, ...]:
+def _gather(chunks: list[PrefillChunk], pass_tokens: int, count: int) -> tuple[PrefillPass, ...]:
+    """Passes of at most `pass_tokens`; `count` level ones where that holds, as full as it allows beyond."""
+    total = sum(chunk.tokens for chunk in chunks)
     passes: list[PrefillPass] = []
     held: list[PrefillChunk] = []
-    tokens = 0
+    tokens = done = 0
     for chunk in chunks:
-        if held and tokens + chunk.tokens > pass_tokens:
+        enough = count < len(chunks) and (2 * done + chunk.tokens) * count > 2 * total * (len(passes) + 1)
+        if held and (tokens + chunk.tokens > pass_tokens or enough):
             passes.append(tuple(held))
             held, tokens = [], 0
         held.append(chunk)
         tokens += chunk.tokens
+        done += chunk.tokens
     passes.append(tuple(held))
     return tuple(passes)

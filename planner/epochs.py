@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +47,14 @@ class Demand:
     prompt_blocks: float
     """Blocks after prefill."""
 
+    def __add__(self, other: Demand) -> Demand:
+        """Both together."""
+        return Demand(
+            self.rows + other.rows, self.cached_tokens + other.cached_tokens, self.blocks + other.blocks,
+            self.begun_blocks + other.begun_blocks, self.final_blocks + other.final_blocks,
+            self.prompt_blocks + other.prompt_blocks,
+        )  # fmt: skip
+
     def scaled(self, factor: float) -> Demand:
         """The same requests, `factor` times as many."""
         return Demand(
@@ -53,11 +63,68 @@ class Demand:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Classes:
+    """Requests by their lengths: those of a class are interchangeable. Shapes: [classes], in ascending order."""
+
+    prompt: npt.NDArray[np.int64]
+    gen: npt.NDArray[np.int64]
+    count: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, lengths: Sequence[tuple[int, int]]) -> Classes:
+        """From (prompt, generation) lengths, one pair for each request."""
+        pairs = np.array(lengths, dtype=np.int64).reshape(-1, 2)
+        keys, count = np.unique(pairs[:, 0] << 32 | pairs[:, 1], return_counts=True)
+        return cls(keys >> 32, keys & 0xFFFFFFFF, count)
+
+    def by_lifetime(self, epochs: Sequence[Epoch]) -> list[Classes]:
+        """Cut by when they end: those that do so with prefill, then those whose last decode step is in each epoch."""
+        ends = np.array([epoch.last for epoch in epochs])
+        end = np.where(self.gen > 1, np.searchsorted(ends, self.gen - 1), -1)
+        cuts = (end == e for e in range(-1, len(epochs)))
+        return [Classes(self.prompt[of], self.gen[of], self.count[of]) for of in cuts]
+
+    def during(self, epoch: Epoch) -> AliveClasses:
+        """What is alive of every class in `epoch`."""
+        steps = np.clip(np.minimum(epoch.last, self.gen - 1) - epoch.first + 1, 0, None)
+        return AliveClasses(steps, self.prompt + epoch.first - 1, self.prompt + epoch.first - 2 + steps)
+
+
+@dataclass(frozen=True)
+class AliveClasses:
+    """Of every class in one epoch. Shapes: [classes]."""
+
+    steps: npt.NDArray[np.int64]
+    """Steps of the epoch in which its requests still generate, from the first on."""
+    shortest: npt.NDArray[np.int64]
+    """Cached tokens of one request in the first of them."""
+    longest: npt.NDArray[np.int64]
+    """In the last of them; one less than `shortest` where there is none."""
+
+    @property
+    def token_steps(self) -> npt.NDArray[np.int64]:
+        """Cached tokens of one request, summed over the steps."""
+        return self.steps * (self.shortest + self.longest) // 2
+
+    @property
+    def block_steps(self) -> npt.NDArray[np.int64]:
+        """Blocks that hold them, summed over the steps."""
+        return _blocks_up_to(self.longest) - _blocks_up_to(self.shortest - 1)
+
+
+def _blocks_up_to(tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """sum over u = 1 .. tokens of ceil(u / block)."""
+    full, rest = tokens // BLOCK_TOKENS, tokens % BLOCK_TOKENS
+    return BLOCK_TOKENS * full * (full + 1) // 2 + rest * (full + 1)
+
+
 def make_epochs(lengths: Sequence[tuple[int, int]]) -> list[Epoch]:
     """Epochs for requests of the given (prompt, generation) lengths.
 
     Boundaries fall where the commonest phase of prompts begins a new block, so that for equal requests every epoch
-    has one number of blocks and the average is exact.
+    has one number of blocks and the average is exact. Where requests end at different times, half of the boundaries
+    fall between as many ends as the others: what lives then changes most.
     """
     steps = max(gen for _, gen in lengths) - 1
     if steps < 1:
@@ -67,30 +134,41 @@ def make_epochs(lengths: Sequence[tuple[int, int]]) -> list[Epoch]:
     # Step t attends to prompt + t - 1 tokens, so a block is added after the step at which that is a multiple of 16.
     first_end = (BLOCK_TOKENS - phase) % BLOCK_TOKENS + 1
     ends = [*range(first_end, steps, BLOCK_TOKENS), steps]
-    stride = -(-len(ends) // MAX_EPOCHS)
+    last = sorted(gen - 1 for _, gen in lengths if gen > 1)
+    most = MAX_EPOCHS if last[0] == last[-1] else MAX_EPOCHS // 2
+    stride = -(-len(ends) // most)
     ends = ends[stride - 1 :: stride] + ([steps] if len(ends) % stride else [])
+    if last[0] < last[-1]:
+        ends = sorted({*ends, *(last[len(last) * k // most] for k in range(most))})
     starts = [1] + [end + 1 for end in ends[:-1]]
     return [Epoch(a, b) for a, b in zip(starts, ends, strict=True)]
 
 
-def demand_of(lengths: Sequence[tuple[int, int]], epochs: Sequence[Epoch]) -> Demand:
-    """Average demand of requests with the given (prompt, generation) lengths, by classes of equal lengths."""
-    classes: dict[tuple[int, int], int] = {}
-    for pair in lengths:
-        classes[pair] = classes.get(pair, 0) + 1
-    n = len(epochs)
-    rows, cached, blocks, begun = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
-    final = prompts = 0.0
-    for (prompt, gen), count in classes.items():
-        most = -(-(prompt + gen - 1) // BLOCK_TOKENS)
-        final += count * most
-        prompts += count * -(-prompt // BLOCK_TOKENS)
-        for e, epoch in enumerate(epochs):
-            steps = np.arange(epoch.first, min(epoch.last, gen - 1) + 1)
-            tokens = prompt + steps - 1
-            rows[e] += count * len(steps) / epoch.steps
-            cached[e] += count * tokens.sum() / epoch.steps
-            held = count * (-(-tokens // BLOCK_TOKENS)).sum() / epoch.steps
-            blocks[e] += held
-            begun[e] += held + count * most * (epoch.steps - len(steps)) / epoch.steps
-    return Demand(rows, cached, blocks, begun, final, prompts)
+def demand_of(lengths: Sequence[tuple[int, int]] | Classes, epochs: Sequence[Epoch]) -> Demand:
+    """Average demand of requests with the given (prompt, generation) lengths."""
+    c = lengths if isinstance(lengths, Classes) else Classes.of(lengths)
+    most = -(-(c.prompt + c.gen - 1) // BLOCK_TOKENS)
+    rows, cached, blocks, begun = (np.zeros(len(epochs)) for _ in range(4))
+    for e, epoch in enumerate(epochs):
+        alive = c.during(epoch)
+        rows[e] = c.count @ alive.steps / epoch.steps
+        cached[e] = c.count @ alive.token_steps / epoch.steps
+        blocks[e] = c.count @ alive.block_steps / epoch.steps
+        begun[e] = blocks[e] + (c.count * most) @ (epoch.steps - alive.steps) / epoch.steps
+    prompts = -(-c.prompt // BLOCK_TOKENS)
+    return Demand(rows, cached, blocks, begun, float(c.count @ most), float(c.count @ prompts))
+
+
+def lifetime_of(gen_len: int, epochs: Sequence[Epoch]) -> int:
+    """The number of the lifetime of a request: see `Classes.by_lifetime`."""
+    return 1 + bisect_left([epoch.last for epoch in epochs], gen_len - 1) if gen_len > 1 else 0
+
+
+def demands_of(classes: Classes, epochs: Sequence[Epoch]) -> list[Demand]:
+    """Average demand by lifetime: see `Classes.by_lifetime`."""
+    return [demand_of(alike, epochs) for alike in classes.by_lifetime(epochs)]
+
+
+def total(demands: Sequence[Demand]) -> Demand:
+    """All together."""
+    return reduce(Demand.__add__, demands)

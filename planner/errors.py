@@ -81,8 +81,10 @@ class RunError(HybridserveError):
 def nearest(name: str, known: Iterable[str], or_else: str = "") -> str:
     """A cure for a misspelt `name`: the closest of `known`, else all of them; `or_else` is another way out."""
     known = sorted(known)
-    begun = [one for one in known if len(name) > 1 and one.startswith(name)]
-    close = begun[:2] or get_close_matches(name, known, n=2, cutoff=0.5)
+    small = name.lower()
+    begun = [one for one in known if len(name) > 1 and one.lower().startswith(small)]
+    begun += [one for one in known if len(name) > 2 and small in one.lower() and one not in begun]
+    close = begun[:2] or get_close_matches(small, known, n=2, cutoff=0.5)
     if close:
         cure = "Did you mean " + " or ".join(repr(c) for c in close) + "?"
         return f"{cure} Or {or_else}" if or_else else cure

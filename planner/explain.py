@@ -8,6 +8,7 @@ from dataclasses import replace
 from planner.costs import CostModel, extrapolations
 from planner.decisions import Decisions
 from planner.forms import FORMS
+from planner.hardware import HardwareProfile
 from planner.placement import FORM_INDEX
 from planner.policies import Policy
 from planner.search import Options
@@ -15,6 +16,8 @@ from planner.timeline import Timeline
 
 BALANCED, ALL = 0.97, 0.99
 """Busy fractions from which both sides count as full, and the share that counts as everything."""
+NOISY = 0.03
+"""Halves of a measurement that differ by more deserve a warning."""
 _HOST = [i for form, i in ((f, FORM_INDEX[f.name]) for f in FORMS) if not form.on_gpu]
 
 
@@ -31,6 +34,7 @@ def reasons(
     found += [_residency(costs, together), _binding(timeline)]
     found += _share(costs, policy, together, timeline, options.act_share is not None)
     found.append(_mini_batches(waves, options.mini_batches is not None))
+    found += _noise(costs.hardware)
     if costs.hardware.scale_model_of:
         found.append(f"A scale model of {costs.hardware.scale_model_of}: ratios, not speeds, carry over")
     shapes = [mini_batch.shapes for mini_batch in together.mini_batches]
@@ -49,6 +53,14 @@ def _waves(waves: Sequence[Decisions], short: str) -> list[str]:
 
 def _range(numbers: Sequence[int]) -> str:
     return f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
+
+
+def _noise(hardware: HardwareProfile) -> list[str]:
+    """What the machine's profile says of its own measurement, where that is not much in favour."""
+    said = hardware.machine.get("repeatability", "").removesuffix("%")
+    if not said.replace(".", "", 1).isdigit() or float(said) / 100 <= NOISY:
+        return []
+    return [f"The profile was measured on a noisy machine: its two halves differ by {said}%, and so may predictions"]
 
 
 def _residency(costs: CostModel, decisions: Decisions) -> str:

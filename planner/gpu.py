@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -47,17 +47,29 @@ class GpuMemory(Strict):
         return self
 
 
+class Slowdown(Quantity):
+    """How many times longer; a tenth or a hundred times is another machine."""
+
+    value: Annotated[float, Field(ge=0.1, le=100, allow_inf_nan=False)]
+
+
+class GroupCost(Count):
+    """Of one head, relative to another."""
+
+    value: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+
+
 class EngineSlowdown(Strict):
     """How many times longer kernels take inside the engine than one by one, by the operation that they are part of.
 
     What is left when contention with the link is counted apart: the threads of the engine, and caches that others use.
     """
 
-    embed: Quantity
-    prefill: Quantity
-    rebuild: Quantity
-    forward: Quantity
-    sample: Quantity
+    embed: Slowdown
+    prefill: Slowdown
+    rebuild: Slowdown
+    forward: Slowdown
+    sample: Slowdown
 
 
 class Achieved(Strict):
@@ -69,7 +81,7 @@ class Achieved(Strict):
     """FLOP/s of causal attention (half the square counted) by tokens of a prompt; second size: prompts in the call."""
     decode_attention_bytes_per_s_by_context: Surface
     """K and V bytes read per second by cached tokens of one request; second size: requests in the call."""
-    attention_group_cost: Count
+    attention_group_cost: GroupCost
     """Extra time of decode attention for each further query head that shares a K/V head, relative to the first."""
     merge_bytes_per_s: Rate
     """Bytes of attention output merged per second: one part per attention call, and one for the new token itself."""
@@ -86,8 +98,13 @@ class Achieved(Strict):
     attention_call_s: Seconds
     """What each further attention call of a layer costs beside its arithmetic."""
     attention_group_s: Seconds
-    """What each further group of alike requests costs beside that: its new tokens' own attention, merge and copies."""
+    """What each further group of alike requests costs beside that, where calls take only equal requests: its new
+    tokens' own attention, merge and copies."""
     engine_slowdown: EngineSlowdown
+
+    def shared_attention(self, group: int) -> float:
+        """How many times longer decode attention takes when `group` query heads share each K/V head."""
+        return 1 + (group - 1) * self.attention_group_cost.value
 
 
 def _beyond(key: str, achieved: float, peak: Quantity | None) -> Mistake | None:
@@ -127,6 +144,25 @@ class Gpu(Strict):
     def _possible_gather(self) -> Gpu:
         return self._within_memory_rate("gather_bytes_per_s")
 
+    @model_validator(mode="after")
+    def _possible_merges(self) -> Gpu:
+        return self._within_memory_rate("merge_bytes_per_s")
+
+    @model_validator(mode="after")
+    def _possible_decode_attention(self) -> Gpu:
+        key, peak = "decode_attention_bytes_per_s_by_context", self.datasheet.memory_bytes_per_s
+        if found := _beyond(key, self.achieved.decode_attention_bytes_per_s_by_context.best, peak):
+            raise Mistaken(found)
+        return self
+
+    @model_validator(mode="after")
+    def _possible_prefill_attention(self) -> Gpu:
+        key, peaks = "prefill_attention_flops_by_tokens", list(self.datasheet.flops.values())
+        peak = max(peaks, key=lambda one: one.value) if peaks else None
+        if found := _beyond(key, self.achieved.prefill_attention_flops_by_tokens.best, peak):
+            raise Mistaken(found)
+        return self
+
     def _within_memory_rate(self, key: str) -> Gpu:
         found = _beyond(key, getattr(self.achieved, key).value, self.datasheet.memory_bytes_per_s)
         if found:
@@ -137,6 +173,11 @@ class Gpu(Strict):
     def budget_bytes(self) -> int:
         """What a plan may use: usable less the context reserve."""
         return int(self.memory.usable_bytes.value - self.memory.context_reserve_bytes.value)
+
+    @property
+    def ragged_attention(self) -> bool:
+        """One call attends requests of all lengths: CUDA kernels take them so, those of the CPU only equal ones."""
+        return self.device == "cuda"
 
     def gemm_rates(self, dtype: str) -> Surface:
         """The table of `dtype`; InputError when this profile has none."""
@@ -175,7 +216,7 @@ class Gpu(Strict):
         `group` query heads share each K/V head.
         """
         rate = self.achieved.decode_attention_bytes_per_s_by_context.at(context, requests)
-        return kv_bytes / rate * (1 + (group - 1) * self.achieved.attention_group_cost.value)
+        return kv_bytes / rate * self.achieved.shared_attention(group)
 
     def prefill_attention_time(self, flops: float, tokens: float, prompts: float) -> float:
         """Seconds for causal attention over `prompts` prompts of `tokens` each; `flops` counts half the square."""

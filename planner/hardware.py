@@ -12,7 +12,7 @@ import hwprofiles
 from planner.curve import Count, Quantity, Strict
 from planner.errors import InputError, Mistake, Mistaken, nearest
 from planner.files import content_hash, read_yaml, validate
-from planner.gpu import Gpu
+from planner.gpu import MAX_EFFICIENCY, Gpu
 from planner.link import Link
 
 
@@ -41,7 +41,7 @@ class HardwareProfile(Strict):
     """One machine, as data. `hybridserve profile` writes one; `hwprofiles/` ships some."""
 
     schema_version: Literal[2]
-    id: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    id: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str
     scale_model_of: str | None = None
     """Set when the link is slowed so that ratios, not speeds, are those of another machine."""
@@ -49,6 +49,20 @@ class HardwareProfile(Strict):
     gpu: Gpu
     link: Link
     host: Host
+
+    @model_validator(mode="after")
+    def _pinned_is_faster(self) -> HardwareProfile:
+        """Of a paced link, which is slower than the memory that its copies are made in, nothing follows."""
+        found = []
+        for way in ("h2d", "d2h") if self.gpu.device == "cuda" else ():
+            key = f"pageable_{way}_bytes_per_s"
+            pageable, pinned = getattr(self.link, key).value, getattr(self.link, f"{way}_bytes_per_s").value
+            if pageable > MAX_EFFICIENCY * pinned:
+                what = f"{pageable:.4g} is faster than {way}_bytes_per_s alone, {pinned:.4g}, which is page-locked"
+                found.append(Mistake(f"link.{key}", what, f"Give at most {way}_bytes_per_s"))
+        if found:
+            raise Mistaken(*found)
+        return self
 
     @cached_property
     def content_hash(self) -> str:
@@ -101,6 +115,8 @@ def load_hardware(name_or_file: str) -> HardwareProfile:
     """A shipped profile by name, or one from a YAML file; InputError when it is neither or malformed."""
     path = Path(name_or_file)
     known = hwprofiles.names()
+    if not name_or_file.strip():
+        raise InputError("no hardware named", where="hardware", cure=f"Give a .yaml file. {nearest('', known)}")
     if name_or_file in known:
         path = hwprofiles.path_of(name_or_file)
     elif path.suffix not in (".yaml", ".yml") and not _exists(path):
@@ -119,6 +135,9 @@ def _exists(path: Path) -> bool:
 def _resolved(path: Path, depth: int) -> dict[str, Any]:
     """The YAML at `path`, laid over the shipped profile that its `extends` names, if any."""
     data = read_yaml(path, "hardware profile")
+    misspelt = next((key for key in data if isinstance(key, str) and key.lower() in _ALMOST_EXTENDS), None)
+    if misspelt:
+        raise InputError("unknown key", where=f"{path}: {misspelt}", cure="Did you mean 'extends'?")
     base = data.pop("extends", None)
     if base is None:
         return data
@@ -128,15 +147,25 @@ def _resolved(path: Path, depth: int) -> dict[str, Any]:
             where=f"{path}: extends",
             cure=nearest(str(base), hwprofiles.names()),
         )
-    return _overlay(_resolved(hwprofiles.path_of(base), depth + 1), data)
+    if "id" not in data:
+        cure = f"Add id: and a name, like id: my-{base}. It is another machine, and plans are made for an id"
+        raise InputError("a profile that extends another needs an id of its own", where=f"{path}: id", cure=cure)
+    return _overlay(_resolved(hwprofiles.path_of(base), depth + 1), data, f"{path}: ")
 
 
-def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+_ALMOST_EXTENDS = ("extend", "extents", "extands", "extens", "base", "inherits", "inherit")
+
+
+def _overlay(base: dict[str, Any], top: dict[str, Any], at: str) -> dict[str, Any]:
+    """`top` laid over `base`: numbers and tables as a whole, with where they are from. `at`: where `top` is."""
     merged = dict(base)
     for key, value in top.items():
         below = base.get(key)
         if isinstance(value, dict) and isinstance(below, dict) and not {"value", "slices"} & value.keys():
-            merged[key] = _overlay(below, value)
+            for number in {"value", "slices"} & below.keys():
+                what = f"a source for a number that is not given: the {number} would be that of the profile extended"
+                raise InputError(what, where=f"{at}{key}", cure=f"Add {number}, or leave out the whole key")
+            merged[key] = _overlay(below, value, f"{at}{key}.")
         else:
             merged[key] = value
     return merged

@@ -1,7 +1,8 @@
 """The split problem: for fixed mini-batches, which form every block takes and which layers stay on the GPU.
 
 One function per constraint family, each with its algebra. Indices: b bins of identical mini-batches, f cache forms,
-e epochs. Counts are blocks of a whole bin (all its mini-batches); times are seconds per decode step.
+e epochs, g lifetimes (requests that end in the same epoch). Counts are blocks of a whole bin (all its mini-batches);
+times are seconds per decode step.
 
 Two uses of the same problem:
 - solved for the mini-batches of a plan, it yields that plan's counts;
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pulp
 
-from planner.epochs import Demand, Epoch
+from planner.epochs import Demand, Epoch, total
 from planner.errors import HybridserveError
 from planner.forms import BLOCK_TOKENS, CacheForm
 from planner.hardware import HardwareProfile
@@ -30,6 +31,8 @@ from planner.model import ModelSpec
 
 Floats = npt.NDArray[np.float64]
 GIB = float(2**30)
+STRETCHES = 3
+"""Runs of epochs for each of which a form is in use or not: more cost the solver time, and tell little more."""
 TIE_BREAK = 1e-4
 """Weight of link use and of host blocks in the objective: too small to slow a plan, enough to avoid them for nothing.
 """
@@ -40,13 +43,43 @@ class Bin:
     """Identical mini-batches, taken together."""
 
     count: int
-    demand: Demand
+    demands: tuple[Demand, ...]
+    """By lifetime: of requests that end with prefill, then of those that end in each epoch."""
     compute_s: Floats
     """[epochs] seconds of compute per step beside rebuilding, all layers and mini-batches of the bin."""
     rebuild_s_per_block: float
     """All layers."""
     link_s_per_block: float
     """Latency of cache transfers spread over the blocks that they carry, all layers."""
+    largest: float
+    """Blocks of its largest mini-batch in the end: what slots must hold."""
+    call_s: Floats
+    """[epochs] seconds per step of the attention calls that a further form takes, all layers."""
+    peak: Floats
+    """[epochs] the most blocks in any step over the mean."""
+    free_forms: int = 1
+    """Forms whose calls are counted in `compute_s`: one in every mini-batch, which in the relaxation may differ."""
+
+    @cached_property
+    def demand(self) -> Demand:
+        """Of all its requests."""
+        return total(self.demands)
+
+    @property
+    def slot_share(self) -> float:
+        """Of the bin's blocks, those of its largest mini-batch."""
+        return self.largest / self.demand.final_blocks
+
+
+@dataclass(frozen=True)
+class PrefillSize:
+    """Chunks and passes of one size."""
+
+    nbytes: float
+    """Of hidden state, workspace and store slots in prefill."""
+    compute_s: float
+    sweeps: int
+    """Loads of every streamed layer."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +95,8 @@ class SplitProblem:
     cache_slots: int
     fixed_decode_bytes: float
     """Hidden state, workspace and store slots while decoding."""
-    prefill_bytes: float
-    """Hidden state, workspace and store slots in prefill."""
-    prefill_compute_s: float
-    prefill_sweeps: int
-    """Loads of every streamed layer in prefill, at least."""
+    prefill: tuple[PrefillSize, ...]
+    """Sizes of which one is chosen."""
     pieces_per_layer: int
     """Transfers that carry one streamed layer's weights, at least."""
     act_share: float | None = None
@@ -74,27 +104,36 @@ class SplitProblem:
     max_resident_layers: int | None = None
     head_start_bytes: float = 0.0
     """Weights that may cross the link before the step that needs them, which the bound must not count in that step."""
+    gpu_margin_bytes: float = 0.0
+    """GPU memory to leave for the rounding of blocks and of slots."""
     host_margin_bytes: float = 0.0
     """Host memory to leave for the rounding of blocks and of pinned slabs."""
-    in_proportion: bool = False
-    """Ended requests held the same mix of forms as the others, as a plan deals them; the relaxation lets them differ.
-    """
+    decided: bool = False
+    """The mini-batches are decided: their requests that end in the same epoch hold the same mix of forms, as a plan
+    deals them, and every form costs its calls until the end. The relaxation allows for anything else."""
 
     @cached_property
     def unit_s(self) -> float:
         """Seconds that count as 1 in the problem: about a step, since solvers take 1e-7 of anything for nothing."""
         steps = [epoch.steps for epoch in self.epochs]
-        compute = self.prefill_compute_s + sum(float(part.compute_s @ steps) for part in self.bins)
+        compute = self.least_prefill_s + sum(float(part.compute_s @ steps) for part in self.bins)
         return compute / max(sum(steps), 1)
+
+    @property
+    def least_prefill_s(self) -> float:
+        """Compute of prefill, at least."""
+        return min(size.compute_s for size in self.prefill)
 
 
 @dataclass(frozen=True)
 class Split:
     """A solution, in real numbers, and integers where they were asked for."""
 
-    begun: dict[tuple[int, str, int], float]
-    """Blocks by (bin, form, epoch), those of ended requests included, in proportion to the others'."""
-    final: dict[tuple[int, str], float]
+    begun: dict[tuple[int, int, str, int], float]
+    """Blocks by (bin, lifetime, form, epoch), those of ended requests included, in proportion to the others'."""
+    final: dict[tuple[int, int, str], float]
+    prefill: int
+    """The number of the chosen size."""
     resident_layers: int
     objective_s: float
     bound_s: float
@@ -112,8 +151,12 @@ class _Model:
         layers, most = data.model.layers, data.max_resident_layers
         category = pulp.LpContinuous if relax else pulp.LpInteger
         var = pulp.LpVariable
-        self.n = {(b, f, e): var(f"n_{b}_{i}_{e}", 0) for b in bins for i, f in enumerate(forms) for e in epochs}
-        self.final = {(b, f): var(f"final_{b}_{i}", 0) for b in bins for i, f in enumerate(forms)}
+        self.lives = [(b, g) for b, part in enumerate(data.bins) for g, d in enumerate(part.demands) if d.final_blocks]
+        self.n = {
+            (b, g, f, e): var(f"n_{b}_{g}_{i}_{e}", 0)
+            for b, g in self.lives for i, f in enumerate(forms) for e in epochs if data.bins[b].demands[g].blocks[e]
+        }  # fmt: skip
+        self.final = {(b, g, f): var(f"final_{b}_{g}_{i}", 0) for b, g in self.lives for i, f in enumerate(forms)}
         self.t = {(b, e): var(f"t_{b}_{e}", 0) for b in bins for e in epochs}
         self.early = {(b, e): var(f"early_{b}_{e}", 0) for b in bins for e in epochs if data.head_start_bytes}
         self.weights_t = {b: var(f"weights_t_{b}", 0) for b in bins}
@@ -122,45 +165,75 @@ class _Model:
         self.kv_slot, self.act_slot = var("kv_slot_gib", 0), var("act_slot_gib", 0)
         self.rebuilt, self.overlay = var("rebuilt_gib", 0), var("overlay_gib", 0)
         self.prefill_t = var("prefill_t", 0)
+        self.chosen = [var(f"prefill_{k}", 0, 1, category) for k in range(len(data.prefill))]
+        self.swept = var("swept_layers", 0)
+        self.used = {
+            (f, s): var(f"used_{i}_{s}", 0, 1, category)
+            for i, f in enumerate(forms) for s in range(len(self.stretches()))
+        }  # fmt: skip
+        self.further = {(b, s): var(f"further_{b}_{s}", 0) for b in bins for s in range(len(self.stretches()))}
         self.job_t: Any = 0
+        self._held: dict[tuple[int, str, int], Any] = {}
+        self.rows: dict[str, list[str]] = {}
+        """Names of the rows that each family added."""
+
+    def alive_in(self, b: int, g: int) -> list[int]:
+        """The epochs in which requests of lifetime g are still generating, from the first on."""
+        return [e for e, blocks in enumerate(self.data.bins[b].demands[g].blocks) if blocks]
+
+    def stretches(self) -> list[range]:
+        """Epochs in a few runs, for each of which a form is in use or not."""
+        count = len(self.data.epochs)
+        runs = min(1 if self.data.decided else STRETCHES, count)
+        return [range(s * count // runs, (s + 1) * count // runs) for s in range(runs)]
+
+    def lasting(self, run: range) -> list[tuple[int, int]]:
+        """Lifetimes that generate throughout a run of epochs."""
+        rows = {(b, g): self.data.bins[b].demands[g].rows for b, g in self.lives}
+        return [key for key, of in rows.items() if of[run[0]] and of[run[-1]] >= of[run[0]]]
+
+    def held(self, b: int, form: CacheForm, e: int) -> Any:
+        """n[b,f,e] = sum_g n[b,g,f,e]: blocks of all lifetimes."""
+        key = b, form.name, e
+        if key not in self._held:
+            lives = range(len(self.data.bins[b].demands))
+            self._held[key] = _sum(self.n[b, g, form.name, e] for g in lives if (b, g, form.name, e) in self.n)
+        return self._held[key]
 
 
 def cover_every_block(m: _Model) -> None:
-    """sum_f n[b,f,e] = blocks[b,e];  sum_f final[b,f] = final_blocks[b];  final[b,f] >= n[b,f,e]."""
-    for b, part in enumerate(m.data.bins):
-        for e in range(len(m.data.epochs)):
-            m.problem += _sum(m.n[b, f.name, e] for f in m.data.forms) == part.demand.blocks[e], f"cover_{b}_{e}"
-        m.problem += _sum(m.final[b, f.name] for f in m.data.forms) == part.demand.final_blocks, f"cover_final_{b}"
-        for i, f in enumerate(m.data.forms):
-            for e in range(len(m.data.epochs)):
-                m.problem += m.final[b, f.name] >= m.n[b, f.name, e], f"final_{b}_{i}_{e}"
+    """sum_f n[b,g,f,e] = blocks[b,g,e];  sum_f final[b,g,f] = final_blocks[b,g]."""
+    for b, g in m.lives:
+        demand = m.data.bins[b].demands[g]
+        for e in m.alive_in(b, g):
+            m.problem += _sum(m.n[b, g, f.name, e] for f in m.data.forms) == demand.blocks[e], f"cover_{b}_{g}_{e}"
+        m.problem += _sum(m.final[b, g, f.name] for f in m.data.forms) == demand.final_blocks, f"cover_final_{b}_{g}"
 
 
 def append_only(m: _Model) -> None:
-    """n[b,f,e+1] >= n[b,f,e] while no request of b has ended: a block never changes its form.
+    """n[b,g,f,e+1] >= n[b,g,f,e] before the epoch in which g ends, final[b,g,f] >= n[b,g,f,e]: a block never changes
+    its form.
 
-    In proportion, with alive[e] = blocks[e] / begun_blocks[e]: n[b,f,e+1] / alive[e+1] >= n[b,f,e] / alive[e], and
-    final[b,f] >= n[b,f,e] / alive[e], whether requests end or not.
+    Of decided mini-batches, with alive[g,e] = blocks[g,e] / begun_blocks[g,e], 1 before that epoch:
+    n[b,g,f,e+1] / alive[g,e+1] >= n[b,g,f,e] / alive[g,e], and final[b,g,f] >= n[b,g,f,e] / alive[g,e].
     """
-    for b, part in enumerate(m.data.bins):
-        if m.data.in_proportion:
-            for i, f in enumerate(m.data.forms):
-                begun = [m.n[b, f.name, e] * (1 / alive) for e, alive in enumerate(_alive(part)) if alive]
-                for e, (earlier, later) in enumerate(pairwise(begun)):
-                    m.problem += later >= earlier, f"append_{b}_{i}_{e}"
-                if begun:
-                    m.problem += m.final[b, f.name] >= begun[-1], f"append_final_{b}_{i}"
-            continue
-        rows = part.demand.rows
-        for e in range(len(m.data.epochs) - 1):
-            if rows[e + 1] >= rows[e]:
-                for i, f in enumerate(m.data.forms):
-                    m.problem += m.n[b, f.name, e + 1] >= m.n[b, f.name, e], f"append_{b}_{i}_{e}"
+    for b, g in m.lives:
+        alive = _alive(m.data.bins[b].demands[g]) if m.data.decided else None
+        rows, epochs = m.data.bins[b].demands[g].rows, m.alive_in(b, g)
+        for i, f in enumerate(m.data.forms):
+            begun = {e: m.n[b, g, f.name, e] * (1 / alive[e] if alive else 1.0) for e in epochs}
+            for e, later in pairwise(epochs):
+                if alive or rows[later] >= rows[e]:
+                    m.problem += begun[later] >= begun[e], f"append_{b}_{g}_{i}_{e}"
+                else:
+                    m.problem += m.final[b, g, f.name] >= begun[e], f"final_{b}_{g}_{i}_{e}"
+            if begun:
+                m.problem += m.final[b, g, f.name] >= begun[epochs[-1]], f"final_{b}_{g}_{i}"
 
 
-def _alive(part: Bin) -> list[float]:
+def _alive(demand: Demand) -> list[float]:
     """By epoch: blocks of requests still generating over blocks of all."""
-    return [float(x / y) if y else 0.0 for x, y in zip(part.demand.blocks, part.demand.begun_blocks, strict=True)]
+    return [float(x / y) if y else 0.0 for x, y in zip(demand.blocks, demand.begun_blocks, strict=True)]
 
 
 def forced_act_share(m: _Model) -> None:
@@ -171,43 +244,47 @@ def forced_act_share(m: _Model) -> None:
     for b, part in enumerate(m.data.bins):
         for e in range(len(m.data.epochs)):
             wanted = m.data.act_share * float(part.demand.blocks[e])
-            m.problem += _sum(m.n[b, f.name, e] for f in act) == wanted, f"act_share_{b}_{e}"
+            m.problem += _sum(m.held(b, f, e) for f in act) == wanted, f"act_share_{b}_{e}"
 
 
 def slots_hold_a_mini_batch(m: _Model) -> None:
-    """slot >= n[b,f,e] / count[b] * bytes, for staged KV, staged ACT and rebuilt K and V."""
+    """slot >= n[b,f,e] * peak[b,e] * share[b] * bytes, for staged KV, staged ACT and rebuilt K and V.
+
+    n[b,f,e] = sum_g n[b,g,f,e]; peak[b,e] = the most blocks in any step of the epoch / the mean, 1 in the relaxation.
+
+    share[b] = largest mini-batch of the bin / the whole bin, in blocks: 1 / count[b] where they are alike.
+    """
     kv_bytes = BLOCK_TOKENS * m.data.model.kv_bytes_per_token_layer / GIB
     for b, part in enumerate(m.data.bins):
+        share = part.slot_share * part.peak
         for e in range(len(m.data.epochs)):
             for f in m.data.forms:
                 if not f.on_gpu:
                     slot = m.act_slot if f.rebuilt else m.kv_slot
                     block = BLOCK_TOKENS * f.token_bytes(m.data.model) / GIB
-                    m.problem += slot >= m.n[b, f.name, e] * (block / part.count)
-            rebuilt = _sum(m.n[b, f.name, e] for f in m.data.forms if f.rebuilt)
-            m.problem += m.rebuilt >= rebuilt * (kv_bytes / part.count)
+                    m.problem += slot >= m.held(b, f, e) * (block * float(share[e]))
+            rebuilt = _sum(m.held(b, f, e) for f in m.data.forms if f.rebuilt)
+            m.problem += m.rebuilt >= rebuilt * (kv_bytes * float(share[e]))
 
 
 def gpu_memory(m: _Model) -> None:
-    """outer + (resident + slots) W + overlay + sum final[b,f@gpu] bytes <= capacity; overlay holds either phase."""
+    """outer + (resident + slots) W + overlay + sum final[b,g,f@gpu] bytes <= capacity; overlay holds either phase."""
     d, w = m.data, m.data.model.layer_bytes / GIB
     m.problem += m.overlay >= d.cache_slots * (m.kv_slot + m.act_slot) + m.rebuilt + d.fixed_decode_bytes / GIB
-    m.problem += m.overlay >= d.prefill_bytes / GIB
+    m.problem += m.overlay >= _sum(m.chosen[k] * (size.nbytes / GIB) for k, size in enumerate(d.prefill))
     m.problem += d.model.layers - m.resident <= d.model.layers * m.streams, "slots_if_streamed"
     held = _sum(
-        m.final[b, f.name] * (f.block_bytes(d.model) / GIB)
-        for b in range(len(d.bins)) for f in d.forms if f.on_gpu
+        m.final[b, g, f.name] * (f.block_bytes(d.model) / GIB) for b, g in m.lives for f in d.forms if f.on_gpu
     )  # fmt: skip
-    capacity = (d.hardware.gpu.budget_bytes - d.model.outer_bytes) / GIB
+    capacity = (d.hardware.gpu.budget_bytes - d.model.outer_bytes - d.gpu_margin_bytes) / GIB
     m.problem += m.resident * w + m.streams * (d.weight_slots * w) + m.overlay + held <= capacity, "gpu_memory"
 
 
 def host_memory(m: _Model) -> None:
-    """(layers - resident) W + sum final[b,f@host] bytes <= host budget - margin."""
+    """(layers - resident) W + sum final[b,g,f@host] bytes <= host budget - margin."""
     d = m.data
     held = _sum(
-        m.final[b, f.name] * (f.block_bytes(d.model) / GIB)
-        for b in range(len(d.bins)) for f in d.forms if not f.on_gpu
+        m.final[b, g, f.name] * (f.block_bytes(d.model) / GIB) for b, g in m.lives for f in d.forms if not f.on_gpu
     )  # fmt: skip
     streamed = (d.model.layers - m.resident) * (d.model.layer_bytes / GIB)
     m.problem += streamed + held <= (d.hardware.host.budget_bytes - d.host_margin_bytes) / GIB, "host_memory"
@@ -230,14 +307,36 @@ def step_time(m: _Model) -> None:
     head_start = d.head_start_bytes / (rate * d.unit_s)
     lost, slowed = d.hardware.link.compute_lost_to_h2d, 1 - min(1.0, d.hardware.link.during_compute.value)
     m.problem += _sum(early * d.epochs[e].steps for (_, e), early in m.early.items()) <= head_start, "head_start"
+    stretch_of = {e: s for s, run in enumerate(m.stretches()) for e in run}
     for b, part in enumerate(d.bins):
         for e in range(len(d.epochs)):
-            moved = _sum(m.n[b, f.name, e] * _link_t(d, part, f) for f in d.forms if not f.on_gpu)
-            rebuilt = _sum(m.n[b, f.name, e] * (part.rebuild_s_per_block / d.unit_s) for f in d.forms if f.rebuilt)
+            moved = _sum(m.held(b, f, e) * _link_t(d, part, f) for f in d.forms if not f.on_gpu)
+            rebuilt = _sum(m.held(b, f, e) * (part.rebuild_s_per_block / d.unit_s) for f in d.forms if f.rebuilt)
             link_t = moved + m.weights_t[b] - m.early.get((b, e), 0)
-            compute_t = rebuilt + float(part.compute_s[e]) / d.unit_s
+            calls_t = m.further[b, stretch_of[e]] * (float(part.call_s[e]) / d.unit_s)
+            compute_t = rebuilt + float(part.compute_s[e]) / d.unit_s + calls_t
             m.problem += m.t[b, e] >= link_t + slowed * compute_t, f"link_{b}_{e}"
             m.problem += m.t[b, e] >= compute_t + lost * link_t, f"compute_{b}_{e}"
+
+
+def attention_calls(m: _Model) -> None:
+    """sum n[b,g,f,e] <= used[f,s] sum blocks[b,g,e], over b and the lifetimes g that generate throughout the run s of
+    epochs, for its first epoch e: a block that one of them holds is attended in every step of s. Of decided
+    mini-batches, sum final[b,g,f] <= used[f] sum final_blocks[b,g].
+
+    further[b,s] >= sum_f used[f,s] - free[b]: each form in use costs a call in each mini-batch, but for the free ones,
+    which are counted with the rest of the layer.
+    """
+    for s, run in enumerate(m.stretches()):
+        decided, lives = m.data.decided, m.lives if m.data.decided else m.lasting(run)
+        demands = [m.data.bins[b].demands[g] for b, g in lives]
+        blocks = sum(demand.final_blocks if decided else float(demand.blocks[run[0]]) for demand in demands)
+        for i, f in enumerate(m.data.forms if lives else ()):
+            held = _sum(m.final[b, g, f.name] if decided else m.n[b, g, f.name, run[0]] for b, g in lives)
+            m.problem += held <= blocks * m.used[f.name, s], f"used_{i}_{s}"
+        for b, part in enumerate(m.data.bins):
+            in_use = _sum(m.used[f.name, s] for f in m.data.forms)
+            m.problem += m.further[b, s] >= in_use - part.free_forms, f"further_{b}_{s}"
 
 
 def _link_t(d: SplitProblem, part: Bin, form: CacheForm) -> float:
@@ -250,7 +349,7 @@ def link_use(m: _Model) -> Any:
     """Time on the link in all decode steps: breaks ties towards the plan that moves less."""
     d = m.data
     return _sum(
-        epoch.steps * (_sum(m.n[b, f.name, e] * _link_t(d, part, f) for f in d.forms if not f.on_gpu) + m.weights_t[b])
+        epoch.steps * (_sum(m.held(b, f, e) * _link_t(d, part, f) for f in d.forms if not f.on_gpu) + m.weights_t[b])
         for b, part in enumerate(d.bins)
         for e, epoch in enumerate(d.epochs)
     )
@@ -262,39 +361,46 @@ def host_use(m: _Model) -> Any:
     The link does not see blocks of requests that have ended or that end with prefill, but their stores are real.
     """
     d = m.data
-    total = sum(part.demand.final_blocks for part in d.bins)
-    weight = d.prefill_compute_s / d.unit_s / total
-    return _sum(m.final[b, f.name] * weight for b in range(len(d.bins)) for f in d.forms if not f.on_gpu)
+    blocks = sum(part.demand.final_blocks for part in d.bins)
+    weight = d.least_prefill_s / d.unit_s / blocks
+    return _sum(m.final[b, g, f.name] * weight for b, g in m.lives for f in d.forms if not f.on_gpu)
 
 
 def prefill_time(m: _Model) -> None:
     """prefill >= compute + lost_h * weights + lost_d * stored,  >= weights + (1 - beside_d2h) * stored,
     >= stored + (1 - beside_h2d) * weights.
 
-    weights = sweeps * streamed weights / h2d, stored = prompt blocks on the host / d2h; contention as in `step_time`.
+    weights = swept W / h2d, stored = prompt blocks on the host / d2h; contention as in `step_time`.
+
+    sum_k chosen[k] = 1, compute = sum_k chosen[k] compute[k], and for every size k swept >= sweeps[k] (layers -
+    resident - layers (1 - chosen[k])).
     """
     d = m.data
-    link = d.hardware.link
-    streamed = (d.model.layers - m.resident) * (d.prefill_sweeps * d.model.layer_bytes)
-    weights_t = streamed * (1 / (link.h2d_bytes_per_s.value * d.unit_s))
+    link, layers = d.hardware.link, d.model.layers
+    m.problem += _sum(m.chosen) == 1, "one_prefill_size"
+    m.problem += m.swept >= min(size.sweeps for size in d.prefill) * (layers - m.resident), "swept"
+    for k, size in enumerate(d.prefill):
+        m.problem += m.swept >= size.sweeps * (layers * m.chosen[k] - m.resident), f"swept_{k}"
+    compute_t = _sum(m.chosen[k] * (size.compute_s / d.unit_s) for k, size in enumerate(d.prefill))
+    weights_t = m.swept * (d.model.layer_bytes / (link.h2d_bytes_per_s.value * d.unit_s))
+    per_byte = 1 / (link.d2h_bytes_per_s.value * d.unit_s)
     stored_t = _sum(
-        m.n[b, f.name, 0] * (f.block_bytes(d.model) * _prompt_part(part) / link.d2h_bytes_per_s.value / d.unit_s)
-        for b, part in enumerate(d.bins) for f in d.forms if not f.on_gpu and d.epochs
+        m.n[b, g, f.name, 0] * (f.block_bytes(d.model) * _prompt_part(d.bins[b].demands[g]) * per_byte)
+        for b, g in m.lives if 0 in m.alive_in(b, g) for f in d.forms if not f.on_gpu
     )  # fmt: skip
     busy_t = link.compute_lost_to_h2d * weights_t + link.compute_lost_to_d2h * stored_t
-    m.problem += m.prefill_t >= busy_t + d.prefill_compute_s / d.unit_s, "prefill_compute"
+    m.problem += m.prefill_t >= busy_t + compute_t, "prefill_compute"
     m.problem += m.prefill_t >= weights_t + (1 - link.beside_d2h) * stored_t, "prefill_weights"
     m.problem += m.prefill_t >= stored_t + (1 - link.beside_h2d) * weights_t, "prefill_store"
 
 
-def _prompt_part(part: Bin) -> float:
-    first = float(part.demand.blocks[0])
-    return min(1.0, part.demand.prompt_blocks / first) if first else 0.0
+def _prompt_part(demand: Demand) -> float:
+    return min(1.0, demand.prompt_blocks / float(demand.blocks[0]))
 
 
 FAMILIES = (
     cover_every_block, append_only, forced_act_share, slots_hold_a_mini_batch,
-    gpu_memory, host_memory, step_time, prefill_time,
+    gpu_memory, host_memory, attention_calls, step_time, prefill_time,
 )  # fmt: skip
 
 
@@ -305,7 +411,9 @@ def build(data: SplitProblem, relax: bool = False) -> _Model:
     m.job_t = _sum(m.t[b, e] * steps[e] for b, e in m.t) + m.prefill_t
     m.problem += m.job_t + TIE_BREAK * (link_use(m) + host_use(m)), "job_time"
     for family in FAMILIES:
+        before = len(m.problem.constraints)
         family(m)
+        m.rows[family.__name__] = list(m.problem.constraints)[before:]
     return m
 
 
@@ -318,20 +426,30 @@ def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: f
         return None
     if status != "Optimal" or m.resident.varValue is None:
         raise HybridserveError(f"the solver stopped without a plan: {status}")
+    bound = float(pulp.value(m.problem.objective)) * data.unit_s * (1 - gap)
+    if data.decided:
+        _settle_ties(m)
     # link_use and host_use <= job time, so the least job time is at least the least objective / (1 + 2 TIE_BREAK).
-    objective = float(pulp.value(m.problem.objective)) * data.unit_s
     final = {key: max(float(v.varValue), 0.0) for key, v in m.final.items()}
-    alive = [_alive(part) for part in data.bins]
+    alive = {(b, g): _alive(data.bins[b].demands[g]) for b, g in m.lives}
     return Split(
-        begun={
-            (b, f, e): max(float(v.varValue), 0.0) / alive[b][e] if alive[b][e] else final[b, f]
-            for (b, f, e), v in m.n.items()
-        },
+        begun={(b, g, f, e): max(float(v.varValue), 0.0) / alive[b, g][e] for (b, g, f, e), v in m.n.items()},
         final=final,
+        prefill=max(range(len(data.prefill)), key=lambda k: m.chosen[k].varValue or 0.0),
         resident_layers=round(m.resident.varValue),
         objective_s=float(pulp.value(m.job_t)) * data.unit_s,
-        bound_s=objective * (1 - gap) / (1 + 2 * TIE_BREAK),
+        bound_s=bound / (1 + 2 * TIE_BREAK),
     )
+
+
+def _settle_ties(m: _Model) -> None:
+    """Solve again with the integers as found: what only breaks ties is less than the gap that they were accepted at."""
+    for variable in m.problem.variables():
+        if variable.cat == pulp.LpInteger:
+            variable.lowBound = variable.upBound = round(variable.varValue)
+    m.problem.solve(pulp.HiGHS(msg=False, threads=1))
+    if m.problem.status != pulp.LpStatusOptimal:
+        raise HybridserveError(f"a split that was found is {pulp.LpStatus[m.problem.status]} the second time")
 
 
 def _sum(terms: Any) -> Any:

@@ -15,9 +15,9 @@ MAX_COMPUTE_LOST = 0.45
 
 
 class Share(Count):
-    """A fraction of the whole, above zero."""
+    """A fraction of the whole; a hundredth is a unit mistake."""
 
-    value: Annotated[float, Field(gt=0, le=MAX_EFFICIENCY, allow_inf_nan=False)]
+    value: Annotated[float, Field(ge=0.01, le=MAX_EFFICIENCY, allow_inf_nan=False)]
 
 
 class Link(Strict):

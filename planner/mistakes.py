@@ -32,13 +32,14 @@ def find_mistakes(schema: type[BaseModel], data: dict[str, Any]) -> list[Mistake
         for at, name in plain.items():
             mended = _renamed(mended, at, name)
         return [_did_you_mean(at, name) for at, name in plain.items()] + find_mistakes(schema, mended)
-    fields = _once([one for one in problems if not _is_rule(one, schema)], data)
+    mistaken = [one for one in problems if not _is_rule(one, schema)]
+    fields = _once(mistaken, data)
     taken = {(*at[:-1], name) for at, name in misspelt.items()}
     found = [
         mistake for one in fields if not (one["type"] == "missing" and one["loc"] in taken)
         for mistake in _explain(one, schema, data, misspelt)
     ]  # fmt: skip
-    return found + _contradictions(schema, data, fields)
+    return found + _contradictions(schema, data, mistaken)
 
 
 def _problems(schema: type[BaseModel], data: dict[str, Any]) -> Sequence[Problem]:

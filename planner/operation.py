@@ -12,6 +12,9 @@ KINDS = (
 )  # fmt: skip
 """In the order in which reports list them: transfers to the GPU, compute, transfers to the host."""
 
+STREAM_OF = {kind: "h2d" if kind.startswith("load") else "d2h" if kind == "store" else "compute" for kind in KINDS}
+"""The stream that each kind runs on."""
+
 Buffer = tuple[str, int]
 """A buffer by name and slot, e.g. ("weights", 1)."""
 OVERLAY: Buffer = ("overlay", 0)
@@ -47,12 +50,28 @@ class Operation(NamedTuple):
     """Compute operations: the weight slot that holds this layer; -1 when the layer is resident."""
 
 
-class Ring:
-    """Slots used in turn. Remembers the last reader of each, which a new use must wait for."""
+class Marks:
+    """Of each buffer, the operation that its next use waits for: the last reader of a ring's slot, the newest store
+    into host blocks, the last piece of a layer's weights."""
 
-    def __init__(self, name: str, slots: int) -> None:
+    def __init__(self) -> None:
+        self.last: dict[Buffer, int] = {}
+
+    def after(self, buffer: Buffer) -> tuple[int, ...]:
+        """What must end before `buffer` is used; nothing where nobody has used it."""
+        return (self.last[buffer],) if buffer in self.last else ()
+
+    def set(self, buffer: Buffer, operation: int) -> None:
+        """The next use of `buffer` waits for `operation`."""
+        self.last[buffer] = operation
+
+
+class Ring:
+    """Slots used in turn; a new use waits for the last reader of the old one."""
+
+    def __init__(self, name: str, slots: int, marks: Marks) -> None:
         self.name, self.slots, self.uses = name, max(slots, 1), 0
-        self._reader: dict[int, int] = {}
+        self._marks = marks
 
     def take(self) -> tuple[int, tuple[int, ...]]:
         """The next slot, and what must end before it may be overwritten."""
@@ -61,7 +80,7 @@ class Ring:
         return slot, self.freed_by(slot)
 
     def freed_by(self, slot: int) -> tuple[int, ...]:
-        return (self._reader[slot],) if slot in self._reader else ()
+        return self._marks.after((self.name, slot))
 
     def read_by(self, slot: int, operation: int) -> None:
-        self._reader[slot] = operation
+        self._marks.set((self.name, slot), operation)

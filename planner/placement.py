@@ -69,11 +69,15 @@ class MiniBatch:
         """Blocks of the whole mini-batch that end up in `form`."""
         return sum(len(g.requests) * g.count(form) for g in self.groups)
 
-    def attended(self, step: int) -> tuple[tuple[int, tuple[float, ...]], ...]:
+    def attended(self, step: int, ragged: bool = False) -> tuple[tuple[int, tuple[float, ...]], ...]:
         """What one layer attends to in decode step `step` + 1: of each group its requests, and cached tokens by form.
 
-        The last block of a request may be partly filled.
+        The last block of a request may be partly filled. `ragged`: a call takes requests of all lengths, so of each
+        form the requests that have tokens in it, and their mean.
         """
+        if ragged:
+            tokens, requests = self.shapes.form_tokens[step], self.shapes.form_requests[step]
+            return tuple((int(n), (float(held / n),)) for held, n in zip(tokens, requests, strict=True) if n)
         found: list[tuple[int, tuple[float, ...]]] = []
         for group in self.groups:
             if step >= group.decode_steps:
@@ -103,12 +107,16 @@ class StepShapes:
     """[steps, forms] blocks that hold them; the last of a request may be partly filled."""
     new_tokens: Ints
     """[steps, forms] tokens appended in this step, by the form of the block they fall into."""
+    form_tokens: Ints
+    """[steps, forms] tokens attended in each form."""
+    form_requests: Ints
+    """[steps, forms] requests that have any there."""
 
     @classmethod
     def of(cls, batch: MiniBatch) -> StepShapes:
         steps = batch.decode_steps
         rows, cached = np.zeros(steps, np.int64), np.zeros(steps, np.int64)
-        blocks, new = np.zeros((steps, len(FORMS)), np.int64), np.zeros((steps, len(FORMS)), np.int64)
+        blocks, new, held, having = (np.zeros((steps, len(FORMS)), np.int64) for _ in range(4))
         for group in batch.groups:
             n, mine = len(group.requests), group.decode_steps
             tokens = group.prompt_len + np.arange(mine)
@@ -116,8 +124,12 @@ class StepShapes:
             cached[:mine] += n * tokens
             blocks[:mine] += n * group.prefix_counts[-(-tokens // BLOCK_TOKENS)]
             position = tokens // BLOCK_TOKENS
-            new[:mine] += n * (group.prefix_counts[position + 1] - group.prefix_counts[position])
-        return cls(rows, cached, blocks, new)
+            newest = group.prefix_counts[position + 1] - group.prefix_counts[position]
+            new[:mine] += n * newest
+            mixed = BLOCK_TOKENS * group.prefix_counts[position] + (tokens % BLOCK_TOKENS)[:, None] * newest
+            held[:mine] += n * mixed
+            having[:mine] += n * (mixed > 0)
+        return cls(rows, cached, blocks, new, held, having)
 
     def peak_blocks(self, *forms: CacheForm) -> int:
         """The most blocks that any step holds in `forms` together."""

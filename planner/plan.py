@@ -94,6 +94,19 @@ class Prediction(Strict):
     streams: dict[str, StreamRecord]
 
 
+class WhatIf(Strict):
+    """What a step more of one resource would bring, under the cost model and without its rounding to whole blocks."""
+
+    change: str
+    """In words, e.g. "+1 GiB of GPU memory"."""
+    tokens_per_s: Seconds
+    """More throughput, after the whole step."""
+    at_first_tokens_per_s: Seconds
+    """The same if every bit of the step were worth what the first is: less is had where the price falls."""
+    how: Literal["duals", "re-solved", "not binding"]
+    """Where that first price comes from; steps above 2 % are always solved."""
+
+
 class LineRecord(Strict):
     name: str
     bytes: Annotated[int, Field(ge=0)]
@@ -118,6 +131,9 @@ class Plan(Strict):
     """No choice under this cost model and policy finishes the job sooner."""
     gap: Annotated[float, Field(allow_inf_nan=False)]
     """(predicted total - bound) / predicted total: how far at most from the best."""
+    objective_total_s: Seconds
+    """What the solver counts for these decisions, before whole blocks and the order of operations."""
+    what_if: list[WhatIf]
     solve_s: Seconds
     solver: str
     memory: dict[Device, MemoryRecord]
@@ -228,7 +244,7 @@ def restore_waves(record: DecisionsRecord, workload: Workload, model: ModelSpec)
         raise InputError(f"request {missing} is in no mini-batch", where="decisions.waves", cure="Plan again")
     layers = record.resident_layers
     if len(set(layers)) != len(layers) or any(layer >= model.layers for layer in layers):
-        what = f"resident layers are {model.layers} different numbers from 0 at most"
+        what = f"{layers[:20]}: layers are 0 to {model.layers - 1}, each at most once"
         raise InputError(what, where="decisions.resident_layers", cure="Plan again")
     if record.weight_slots == 0 and len(layers) < model.layers:
         raise InputError("streamed layers need a slot", where="decisions.weight_slots", cure="At least 1, better 2")

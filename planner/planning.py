@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, cast
 
+from planner.agreement import disagreement
 from planner.costs import CostModel
 from planner.decisions import Decisions, act_share
 from planner.errors import HybridserveError
@@ -14,9 +15,10 @@ from planner.feasibility import explain_infeasible
 from planner.files import validate
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec
-from planner.plan import MadeFor, Plan, Prediction, StreamRecord, memory_records, record_waves
+from planner.plan import MadeFor, Plan, Prediction, StreamRecord, WhatIf, memory_records, record_waves
 from planner.policies import Policy
 from planner.search import Options
+from planner.shadow_prices import what_if
 from planner.timeline import Timeline
 from planner.waves import FoundWaves, WaveSearch
 from planner.workload import Workload, check_fits
@@ -44,12 +46,15 @@ def make_plan(
     if found is None:
         raise explain_infeasible(search.hardest(), policy)
     why = reasons(costs, policy, found.waves, found.timeline, search.options, search.short_memory(found))
-    return _as_plan(costs, workload, policy, found, why, time.perf_counter() - started)
+    why += disagreement(costs, found.waves, found.timeline, found.objective_s)
+    more = what_if(found.parts, found.timeline.total_s, found.timeline.generated_tokens)
+    return _as_plan(costs, workload, policy, found, why, more, time.perf_counter() - started)
 
 
 def _as_plan(
-    costs: CostModel, workload: Workload, policy: Policy, found: FoundWaves, why: list[str], solve_s: float
-) -> Plan:
+    costs: CostModel, workload: Workload, policy: Policy, found: FoundWaves, why: list[str], more: list[WhatIf],
+    solve_s: float,
+) -> Plan:  # fmt: skip
     hardware, model = costs.hardware, costs.model
     data: dict[str, Any] = {
         "schema_version": 2,
@@ -63,6 +68,8 @@ def _as_plan(
         "prediction": predict(found.waves, found.timeline),
         "bound_total_s": found.bound_s,
         "gap": 1 - found.bound_s / found.timeline.total_s,
+        "objective_total_s": found.objective_s,
+        "what_if": more,
         "solve_s": solve_s,
         "solver": SOLVER,
         "memory": memory_records(model, hardware, found.waves),

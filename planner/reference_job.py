@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from planner.columns import Columns, schedule_columns
 from planner.costs import CostModel
 from planner.decisions import Decisions, spread_layers
 from planner.forms import blocks_for
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec, load_model
-from planner.operation import Operation
 from planner.placement import MiniBatch
 from planner.policies import POLICIES
 from planner.schedule import Schedule
@@ -50,15 +50,15 @@ class ShortJob:
     job: Job
     model: ModelSpec
     decisions: Decisions
-    operations: tuple[Operation, ...]
+    columns: Columns
     layers_ratio: float
     steps: int
 
     def total_s(self, hardware: HardwareProfile) -> float:
         """Predicted total of the whole job by the same plan on `hardware`, from the short version."""
         costs = CostModel(hardware, self.model)
-        durations = Durations(costs, self.decisions)
-        ends = timeline_of(self.operations, durations.of, costs, self.decisions).step_ends_s
+        seconds = Durations(costs, self.decisions).all(self.columns)
+        ends = timeline_of(self.columns, seconds, costs, self.decisions).step_ends_s
         # The first decode step still fills the pipeline: where there are more, they stand for all.
         first = min(1, len(ends) - 2)
         step_s = (ends[-1] - ends[first]) / (len(ends) - 1 - first) if self.steps else 0.0
@@ -95,8 +95,8 @@ def shorten(job: Job, model: ModelSpec, decisions: Decisions) -> ShortJob:
     short, few = model.model_copy(update={"layers": layers}), replace(
         decisions, mini_batches=batches, resident_layers=resident
     )  # fmt: skip
-    operations = tuple(Schedule(short, few))
-    return ShortJob(job, short, few, operations, model.layers / layers, decisions.decode_steps)
+    columns = schedule_columns(Schedule(short, few))
+    return ShortJob(job, short, few, columns, model.layers / layers, decisions.decode_steps)
 
 
 def _first_steps(batch: MiniBatch) -> MiniBatch:

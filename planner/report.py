@@ -10,9 +10,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from planner.explain import NOISY
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec
-from planner.plan import MemoryRecord, Plan
+from planner.plan import MemoryRecord, Plan, WhatIf
 from planner.results import TIME_KEYS
 from planner.tables import bullets, digits, new_table, pairs, rate, seconds, size, with_unit
 from planner.timeline import Timeline
@@ -24,8 +25,8 @@ TIMES = {
 """What people call the keys of a result."""
 
 
-NOISY = 0.03
-"""Halves of a measurement that differ by more deserve a warning."""
+PRICE_FALLS = 0.1
+"""A whole step that brings so much less than its first bit promises deserves a word."""
 
 
 def plan_report(plan: Plan) -> RenderableType:
@@ -47,7 +48,18 @@ def plan_report(plan: Plan) -> RenderableType:
         ("solved in", seconds(plan.solve_s)),
     ))  # fmt: skip
     budgets = [memory_report(name, record) for name, record in plan.memory.items()]
-    return Group(prediction, *budgets, bullets("Why", plan.why))
+    more = [what_if_sentence(one, p.throughput_tokens_per_s) for one in plan.what_if]
+    return Group(prediction, *budgets, bullets("Why", plan.why), bullets("What if", more))
+
+
+def what_if_sentence(one: WhatIf, tokens_per_s: float) -> str:
+    """What a step more of one resource would bring, in words."""
+    if one.how == "not binding":
+        return f"{one.change}: nothing, it does not bind"
+    said = f"{one.change}: +{rate(one.tokens_per_s)} (+{one.tokens_per_s / tokens_per_s:.1%})"
+    if one.tokens_per_s < (1 - PRICE_FALLS) * one.at_first_tokens_per_s:
+        said += f"; at the price of its first bit it were +{rate(one.at_first_tokens_per_s)}"
+    return said
 
 
 def _count_of(counts: Sequence[int]) -> str:
@@ -161,6 +173,17 @@ def hardware_report(hardware: HardwareProfile) -> RenderableType:
             parts.append(Text(f"  {key:<{width}}  {value}"))
             parts.append(Padding(Text(f"{node['kind']}{detail}: {node['source']}", style="dim"), (0, 0, 0, 6)))
     return Group(*parts)
+
+
+def pace_warning(profile: HardwareProfile, wanted_gb_per_s: float | None) -> str | None:
+    """A line for people when the link cannot be as fast as they set it."""
+    paced = profile.link.h2d_bytes_per_s.value / 1e9
+    if not wanted_gb_per_s or paced >= wanted_gb_per_s * (1 - 1e-3):
+        return None
+    return (
+        f"--link-gbps {wanted_gb_per_s:g}: the link of this profile has {paced:.3g} GB/s. The paced link shares memory "
+        "with compute, so it has at most half the speed of a copy"
+    )
 
 
 def noise_warning(repeatability: float) -> str | None:

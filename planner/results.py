@@ -25,6 +25,8 @@ def plan_result(plan: Plan) -> dict[str, Any]:
         **{key: getattr(p, key) for key in TIME_KEYS},
         "bound_total_s": plan.bound_total_s,
         "gap": plan.gap,
+        "objective_total_s": plan.objective_total_s,
+        "what_if": [one.model_dump() for one in plan.what_if],
         "solve_s": plan.solve_s,
         "act_share": p.act_share,
         "waves": len(plan.waves),

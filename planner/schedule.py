@@ -5,17 +5,45 @@ The simulator advances clocks over them and the engine issues them to streams: b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from planner.decisions import Decisions, PrefillPass
 from planner.forms import ACT_GPU, ACT_HOST, BLOCK_TOKENS, FORMS, KV_HOST
 from planner.model import ModelSpec
-from planner.operation import OVERLAY, Buffer, Operation, Ring
+from planner.operation import OVERLAY, Buffer, Marks, Operation, Ring
 from planner.placement import FORM_INDEX
 from planner.weight_stream import Piece, WeightStream
 
 _ACT_HOST, _KV_HOST, _ACT_GPU = (FORM_INDEX[form.name] for form in (ACT_HOST, KV_HOST, ACT_GPU))
+HOST = "host"
+"""Host blocks of one mini-batch are a buffer per layer: layer times mini-batches, plus the mini-batch."""
+_NEWEST_STORE: Buffer = ("store", -1)
+"""Marks the newest store of all."""
+
+
+class Section(NamedTuple):
+    """Operations that follow each other: one layer of a prefill pass or decode step, or what frames the layers.
+
+    Sections of equal keys are alike: they differ in the ids of their operations, in step and layer, in the layer that
+    pieces of weights belong to, and in what they wait for of earlier sections.
+    """
+
+    key: Hashable
+    step: int
+    layer: int
+    operations: Callable[[], Iterator[Operation]]
+
+
+class _Part(NamedTuple):
+    """What one mini-batch does in every layer of one decode step. Bytes are those of one layer."""
+
+    mini_batch: int
+    act_bytes: int
+    kv_bytes: int
+    rebuilds: bool
+    stored_bytes: int
 
 
 class Schedule:
@@ -23,50 +51,86 @@ class Schedule:
 
     def __init__(self, model: ModelSpec, decisions: Decisions) -> None:
         self.model, self.decisions = model, decisions
-        self._weights = WeightStream(model, decisions)
-        self._rings = {content: Ring(content, decisions.cache_slots) for content in ("act", "kv")}
-        self._stores = Ring("store", decisions.store_slots)
-        self._host_writer: dict[tuple[int, int], int] = {}
-        self._decode_began: tuple[int, ...] = ()
+        self.marks = Marks()
+        """What later operations wait for."""
+        self.issued = 0
+        """The id of the next operation."""
+        self._weights = WeightStream(model, decisions, self.marks)
+        self._rings = {content: Ring(content, decisions.cache_slots, self.marks) for content in ("act", "kv")}
+        self._stores = Ring("store", decisions.store_slots, self.marks)
         self._store_bytes = [0 if form.on_gpu else form.token_bytes(model) for form in FORMS]
         self._block_bytes = {f: BLOCK_TOKENS * f.token_bytes(model) for f in (ACT_HOST, KV_HOST)}
-        self._issued = 0
 
     def __iter__(self) -> Iterator[Operation]:
-        first = self._weights.first()
-        if first:
-            yield self._load_piece(first, 0)
+        for section in self.sections():
+            yield from section.operations()
+
+    def sections(self) -> Iterator[Section]:
+        """The whole job. The operations of a section are read, or set `counters` and `marks` to what they would be
+        after that, before the next section is asked for."""
+        yield Section("first", 0, -1, self._first_layer)
         for index, chunks in enumerate(self.decisions.prefill_passes):
             yield from self._prefill_pass(index, chunks)
         if self.decisions.decode_steps:
-            yield self._begin_decode()
+            yield Section("begin", 0, -1, self._begin_decode)
         for step in range(1, self.decisions.decode_steps + 1):
             yield from self._decode_step(step)
 
+    @property
+    def counters(self) -> tuple[int, ...]:
+        """All that changes from section to section, besides the marks."""
+        return self.issued, self._stores.uses, *(ring.uses for ring in self._rings.values()), *self._weights.counters
+
+    @counters.setter
+    def counters(self, values: tuple[int, ...]) -> None:
+        self.issued, self._stores.uses, self._rings["act"].uses, self._rings["kv"].uses, *weights = values
+        self._weights.counters = tuple(weights)
+
+    @property
+    def target_layer(self) -> int:
+        """The layer whose weights the next section sends, if it sends any."""
+        return self._weights.target_layer
+
+    def _phase(self, layer: int) -> tuple[int, ...]:
+        """All that a layer's operations depend on besides its parts and the marks."""
+        rings = (self._stores, *self._rings.values())
+        return (*(ring.uses % ring.slots for ring in rings), *self._weights.phase(layer))
+
+    def _first_layer(self) -> Iterator[Operation]:
+        piece = self._weights.first()
+        if piece:
+            yield self._load_piece(piece, 0)
+
     def _op(self, kind: str, stream: str, step: int, layer: int, part: int, **more: Any) -> Operation:
-        operation = Operation(self._issued, kind, stream, step, layer, part, **more)
-        self._issued += 1
+        operation = Operation(self.issued, kind, stream, step, layer, part, **more)
+        self.issued += 1
         return operation
 
     # ---- prefill ---------------------------------------------------------------------------------
 
-    def _prefill_pass(self, index: int, chunks: PrefillPass) -> Iterator[Operation]:
-        parts = range(len(chunks))
-        for part in parts:
-            yield self._op("embed", "compute", 0, -1, part, offset=index, reads=(OVERLAY,))
-        stored = [self._prompt_store_bytes(chunk.mini_batch, chunk.requests) for chunk in chunks]
+    def _prefill_pass(self, index: int, chunks: PrefillPass) -> Iterator[Section]:
+        stored = tuple(self._prompt_store_bytes(chunk.mini_batch, chunk.requests) for chunk in chunks)
+        yield Section(("embed", index), 0, -1, partial(self._frame, "embed", 0, range(len(chunks)), index))
         for layer in range(self.model.layers):
-            self._weights.enter(layer)
-            for part in parts:
-                prefill = self._compute("prefill", 0, layer, part, stored[part], offset=index)
-                yield prefill
-                if stored[part]:
-                    yield self._store(prefill, stored[part], chunks[part].mini_batch)
-                if part == len(chunks) - 1:
-                    self._weights.leave(prefill.id)
-                yield from self._next_piece(0, part, len(chunks))
+            operations = partial(self._prefill_layer, index, layer, chunks, stored)
+            yield Section(("prefill", index, *self._phase(layer)), 0, layer, operations)
+        yield Section(("sample", index), 0, -1, partial(self._frame, "sample", 0, range(len(chunks)), index))
+
+    def _frame(self, kind: str, step: int, parts: Iterable[int], offset: int = 0) -> Iterator[Operation]:
+        """What comes before or after all layers."""
         for part in parts:
-            yield self._op("sample", "compute", 0, -1, part, offset=index, reads=(OVERLAY,))
+            yield self._op(kind, "compute", step, -1, part, offset=offset, reads=(OVERLAY,))
+
+    def _prefill_layer(self, index: int, layer: int, chunks: PrefillPass, stored: Sequence[int]) -> Iterator[Operation]:
+        self._weights.enter(layer)
+        for part, nbytes in enumerate(stored):
+            prefill = self._compute("prefill", 0, layer, part, nbytes, offset=index)
+            yield prefill
+            if nbytes:
+                yield self._store(prefill, nbytes, chunks[part].mini_batch)
+            if part == len(chunks) - 1:
+                self._weights.leave(prefill.id)
+            yield from self._next_piece(0, part, len(chunks))
 
     def _prompt_store_bytes(self, mini_batch: int, requests: tuple[int, ...]) -> int:
         """Bytes per layer that the prompts of these requests send to the host."""
@@ -79,40 +143,48 @@ class Schedule:
                 total += members * tokens * self._store_bytes[FORM_INDEX[form.name]]
         return total
 
-    def _begin_decode(self) -> Operation:
+    def _begin_decode(self) -> Iterator[Operation]:
         """From here on the overlay holds decode's buffers: prefill's last compute and last store come first."""
-        stores = tuple(self._host_writer.values())
-        waits = (max(stores),) if stores else ()
+        waits = self.marks.after(_NEWEST_STORE)
         began = self._op("begin_decode", "compute", 0, -1, 0, waits=waits, writes=(OVERLAY,))
-        self._decode_began = (began.id,)
-        return began
+        self.marks.set(OVERLAY, began.id)
+        yield began
 
     # ---- decode ----------------------------------------------------------------------------------
 
-    def _decode_step(self, step: int) -> Iterator[Operation]:
-        active = [m for m, batch in enumerate(self.decisions.mini_batches) if batch.decode_steps >= step]
-        for m in active:
-            yield self._op("embed", "compute", step, -1, m, reads=(OVERLAY,))
+    def _decode_step(self, step: int) -> Iterator[Section]:
+        batches = self.decisions.mini_batches
+        parts = tuple(self._part(m, step) for m, batch in enumerate(batches) if batch.decode_steps >= step)
+        active = tuple(part.mini_batch for part in parts)
+        yield Section(("embed", active), step, -1, partial(self._frame, "embed", step, active))
         for layer in range(self.model.layers):
-            self._weights.enter(layer)
-            for position, m in enumerate(active):
-                yield from self._decode_part(step, layer, m, last=m == active[-1])
-                yield from self._next_piece(step, position, len(active))
-        for m in active:
-            yield self._op("sample", "compute", step, -1, m, reads=(OVERLAY,))
+            operations = partial(self._decode_layer, step, layer, parts)
+            yield Section((parts, *self._phase(layer)), step, layer, operations)
+        yield Section(("sample", active), step, -1, partial(self._frame, "sample", step, active))
 
-    def _decode_part(self, step: int, layer: int, m: int, last: bool) -> Iterator[Operation]:
+    def _part(self, m: int, step: int) -> _Part:
         shapes = self.decisions.mini_batches[m].shapes
-        blocks = shapes.blocks[step - 1]
-        act = self._load("act", step, layer, m, int(blocks[_ACT_HOST]) * self._block_bytes[ACT_HOST])
-        kv = self._load("kv", step, layer, m, int(blocks[_KV_HOST]) * self._block_bytes[KV_HOST])
+        blocks = shapes.blocks[step - 1].tolist()
+        return _Part(
+            m, blocks[_ACT_HOST] * self._block_bytes[ACT_HOST], blocks[_KV_HOST] * self._block_bytes[KV_HOST],
+            rebuilds=bool(blocks[_ACT_HOST] + blocks[_ACT_GPU]),
+            stored_bytes=int(shapes.new_tokens[step - 1] @ self._store_bytes),
+        )  # fmt: skip
+
+    def _decode_layer(self, step: int, layer: int, parts: Sequence[_Part]) -> Iterator[Operation]:
+        self._weights.enter(layer)
+        for position, part in enumerate(parts):
+            yield from self._decode_part(step, layer, part, last=position == len(parts) - 1)
+            yield from self._next_piece(step, position, len(parts))
+
+    def _decode_part(self, step: int, layer: int, part: _Part, last: bool) -> Iterator[Operation]:
+        m, stored = part.mini_batch, part.stored_bytes
+        act = self._load("act", step, layer, m, part.act_bytes)
+        kv = self._load("kv", step, layer, m, part.kv_bytes)
         yield from (load for load in (act, kv) if load)
-        rebuilds = bool(blocks[_ACT_HOST] + blocks[_ACT_GPU])
-        if rebuilds:
-            rebuild = self._compute("rebuild", step, layer, m, 0, act, writes=(("rebuilt", 0),))
-            yield rebuild
-        stored = int(shapes.new_tokens[step - 1] @ self._store_bytes)
-        rebuilt: tuple[Buffer, ...] = (("rebuilt", 0),) if rebuilds else ()
+        rebuilt: tuple[Buffer, ...] = (("rebuilt", 0),) if part.rebuilds else ()
+        if part.rebuilds:
+            yield self._compute("rebuild", step, layer, m, 0, act, writes=rebuilt)
         forward = self._compute("forward", step, layer, m, stored, kv, reads=rebuilt)
         yield forward
         if stored:
@@ -125,11 +197,11 @@ class Schedule:
         if not nbytes:
             return None
         slot, free = self._rings[content].take()
-        written = self._host_writer.get((layer, m))
+        host = self._host(layer, m)
         return self._op(
             f"load_{content}", "h2d", step, layer, m, nbytes=nbytes, slot=slot,
-            waits=free + self._decode_began + ((written,) if written is not None else ()),
-            reads=(self._host(layer, m), OVERLAY), writes=((content, slot),),
+            waits=free + self.marks.after(OVERLAY) + self.marks.after(host),
+            reads=(host, OVERLAY), writes=((content, slot),),
         )  # fmt: skip
 
     # ---- parts of both ---------------------------------------------------------------------------
@@ -144,7 +216,7 @@ class Schedule:
         if load:
             content = load.writes[0]
             waits, buffers = (*waits, load.id), (*buffers, content)
-            self._rings[content[0]].read_by(content[1], self._issued)
+            self._rings[content[0]].read_by(content[1], self.issued)
         if stored:
             slot, free = self._stores.take()
             waits, writes = waits + free, (*writes, ("store", slot))
@@ -154,13 +226,15 @@ class Schedule:
         )  # fmt: skip
 
     def _store(self, source: Operation, nbytes: int, m: int) -> Operation:
+        host = self._host(source.layer, m)
         operation = self._op(
             "store", "d2h", source.step, source.layer, source.part, nbytes=nbytes, slot=source.slot,
             offset=source.offset, waits=(source.id,), reads=(("store", source.slot), OVERLAY),
-            writes=(self._host(source.layer, m),),
+            writes=(host,),
         )  # fmt: skip
         self._stores.read_by(source.slot, operation.id)
-        self._host_writer[source.layer, m] = operation.id
+        self.marks.set(host, operation.id)
+        self.marks.set(_NEWEST_STORE, operation.id)
         return operation
 
     def _next_piece(self, step: int, position: int, parts: int) -> Iterator[Operation]:
@@ -177,4 +251,4 @@ class Schedule:
         return operation
 
     def _host(self, layer: int, m: int) -> Buffer:
-        return ("host", layer * len(self.decisions.mini_batches) + m)
+        return (HOST, layer * len(self.decisions.mini_batches) + m)

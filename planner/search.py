@@ -8,20 +8,18 @@ result is within `TOLERANCE` of the best number of mini-batches, and the bound h
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import ceil
+from math import floor, inf
 
 from planner.bins import AverageBin, exact_bins
-from planner.composition import compose
+from planner.composition import compose, compose_by_end
 from planner.costs import CostModel
-from planner.decisions import Decisions, PrefillPass, chunk_prompts, spread_layers
-from planner.epochs import make_epochs
-from planner.forms import BLOCK_TOKENS, CacheForm
-from planner.ilp import Bin, Split, SplitProblem, solve
+from planner.decisions import Decisions, spread_layers
+from planner.epochs import Classes, lifetime_of, make_epochs
+from planner.forms import FORMS, CacheForm, blocks_for
+from planner.ilp import Bin, PrefillSize, Split, SplitProblem, solve
 from planner.memory import (
-    ALIGNMENT,
-    TOKEN_BYTES,
     gpu_lines,
     host_lines,
     pinned_total,
@@ -29,21 +27,15 @@ from planner.memory import (
     workspace_elements,
 )
 from planner.placement import MiniBatch
+from planner.prefill_sizing import PrefillSizing
+from planner.promotion import promoted
 from planner.rounding import place_blocks
 from planner.workload import Workload
 
 TOLERANCE = 1e-3
-PREFILL_CHUNK_TOKENS = 2048
-"""Rows at which GEMM rates have levelled off in every profile: larger chunks only need more workspace."""
-WIDER_CHUNKS = (2048, 1024, 512, 256, 128)
-"""Tried, the widest first, where memory only sufficed to plan with the longest prompt as a chunk."""
 MAX_EXACT_SOLVES = 6
 MAX_ROUNDINGS = 8
-NEAR = 0.01
-"""Within this of the bound, no second way to size prefill's buffers is tried."""
-
-USUAL_FORMS = 3
-"""Forms that a request's blocks take at the same time, at most, in the plans that turn out best."""
+FORM = {form.name: form for form in FORMS}
 
 
 @dataclass(frozen=True)
@@ -56,6 +48,8 @@ class Options:
     weight_slots: int = 2
     cache_slots: int = 2
     store_slots: int = 2
+    end_together: bool = False
+    """Form mini-batches of requests that end together, not of all kinds: see `compose_by_end`."""
     waves: int | None = None
     """How many waves the job is cut into; a `Search` plans one of them."""
     simplicity: float = 0.0025
@@ -72,33 +66,47 @@ class Found:
     exact_solves: int
 
 
+@dataclass(frozen=True)
+class _Solved:
+    """A split in real numbers, for given mini-batches."""
+
+    problem: SplitProblem
+    split: Split
+    batches: list[list[int]]
+    indices: list[list[int]]
+    """The mini-batches that each bin stands for."""
+
+
 class Search:
     """One job to plan: a cost model (hardware and model), a workload, the allowed forms and the options."""
 
     def __init__(self, costs: CostModel, workload: Workload, forms: tuple[CacheForm, ...], options: Options) -> None:
         self.costs, self.workload, self.forms, self.options = costs, workload, forms, options
         self.requests = workload.requests
-        self.epochs = make_epochs([(r.prompt_len, r.gen_len) for r in self.requests])
-        self.average = AverageBin(costs, self.requests, self.epochs)
-        self.longest_prompt = max(r.prompt_len for r in self.requests)
-        self.prompt_tokens = workload.total_prompt_tokens
-        # However many tokens each shall generate: a chunk takes equal prompts into one attention call.
-        self._prompts = Counter(r.prompt_len for r in self.requests)
+        lengths = [(r.prompt_len, r.gen_len) for r in self.requests]
+        self.epochs = make_epochs(lengths)
+        self.average = AverageBin(costs, Classes.of(lengths), self.epochs)
+        width = max((f.width(costs.model) for f in forms if not f.on_gpu), default=0)
+        self._store_elements = options.store_slots * width
+        self.prefill = PrefillSizing(costs, workload, self._store_elements)
+        self.prefill_sizes = self.prefill.choices()
+        self._cache: dict[int, _Solved | None] = {}
+        self._rounded: dict[int, Decisions | None] = {}
 
     # ---- the search ------------------------------------------------------------------------------
 
-    def run(self) -> Found | None:
-        """None when no number of mini-batches is feasible."""
+    def run(self, below_s: float = inf) -> Found | None:
+        """None when no number of mini-batches is feasible, or all are proven to take `below_s` or more."""
         fixed = min(self.options.mini_batches or 0, len(self.requests))
         low, high = (fixed, fixed) if fixed else (1, len(self.requests))
         heap: list[tuple[float, int, int]] = []
         self._push(heap, low, high)
-        best: Found | None = None
+        best_s = inf
         proven: list[float] = []
         solves = 0
         while heap:
             bound, lo, hi = heapq.heappop(heap)
-            if best and (bound >= best.objective_s * (1 - TOLERANCE) or solves >= MAX_EXACT_SOLVES):
+            if bound >= min(best_s * (1 - TOLERANCE), below_s) or (best_s < inf and solves >= MAX_EXACT_SOLVES):
                 proven.append(bound)
                 break
             if lo < hi:
@@ -108,32 +116,47 @@ class Search:
                 continue
             proven.append(bound)
             solves += 1
-            found = self._solve_for(lo, bound)
-            if found and (best is None or found[1] < best.objective_s):
-                best = Found(found[0], found[1], 0.0, solves)
-        if best is None:
-            return None
-        bound = min([*proven, best.objective_s])
-        return replace(self._simpler(best), bound_s=bound, exact_solves=solves)
+            one = self._solved(lo)
+            # Where rounding failed there is no plan, however good it looks in real numbers.
+            if one and one.split.objective_s < best_s and self._decided(lo):
+                best_s = one.split.objective_s
+        for count in self._simplest_first(best_s) if best_s < inf else ():
+            decisions, one = self._decided(count), self._solved(count)
+            if decisions and one:
+                return Found(decisions, one.split.objective_s, min([*proven, best_s]), solves)
+        return None
 
-    def _simpler(self, best: Found) -> Found:
-        """Fewer mini-batches at nearly the same time, trying 1, 2, 4, ..."""
-        count = 1
-        while self.options.mini_batches is None and count < len(best.decisions.mini_batches):
-            found = self._solve_for(count, best.objective_s)
-            if found and found[1] <= best.objective_s * (1 + self.options.simplicity):
-                return Found(found[0], found[1], 0.0, 0)
-            count *= 2
-        return best
+    def _simplest_first(self, best_s: float) -> list[int]:
+        """Numbers of mini-batches to take: the fewest of 1, 2, 4, ... that are nearly as good as the best, then it."""
+        solved = {count: one.split.objective_s for count, one in self._cache.items() if one}
+        best = next(count for count, objective_s in solved.items() if objective_s == best_s)
+        fewer = [2**i for i in range(best.bit_length()) if 2**i < best and self.options.mini_batches is None]
+        enough_s = best_s * (1 + self.options.simplicity)
+        return [n for n in fewer if (one := self._solved(n)) and one.split.objective_s <= enough_s] + [best]
+
+    def near(self, count: int) -> Iterator[Found]:
+        """Decisions with about `count` mini-batches, the most promising number first. Nothing bounds them."""
+        counts = {min(max(n, 1), len(self.requests)) for n in (count // 2, count, 2 * count)}
+        if self.options.mini_batches:
+            counts = {min(self.options.mini_batches, len(self.requests))}
+        found = [(one.split.objective_s, n) for n in sorted(counts) if (one := self._solved(n))]
+        for objective_s, n in sorted(found):
+            if decisions := self._decided(n):
+                yield Found(decisions, objective_s, 0.0, 1)
 
     def _push(self, heap: list[tuple[float, int, int]], lo: int, hi: int) -> None:
-        split = solve(self.relaxed(lo, hi))
+        # Wide intervals are halved anyway, so for them an LP does.
+        split = solve(self.relaxed(lo, hi), relax=lo < hi)
         if split:
             heapq.heappush(heap, (split.bound_s, lo, hi))
 
     def relaxed(self, lo: int, hi: int) -> SplitProblem:
         """The relaxation of every composition of `lo` to `hi` mini-batches."""
-        problem = self._problem((self.average.at(lo, hi),), lo, rows=-(-len(self.requests) // hi), roomy=False)
+        # The bound must not charge store slots that a plan without host blocks does not need.
+        bins, rows = (self.average.at(lo, hi),), -(-len(self.requests) // hi)
+        problem = self._problem(bins, rows, 0, tuple(self.prefill.rungs))
+        if len({r.gen_len for r in self.requests}) == 1:  # no mini-batch ends before the others
+            problem = replace(problem, pieces_per_layer=self._pieces(lo))
         # The link runs ahead of compute by the slots, so a link-bound decode begins while prefill still computes.
         return replace(problem, head_start_bytes=float(self.options.weight_slots * self.costs.model.layer_bytes))
 
@@ -141,72 +164,78 @@ class Search:
 
     def plan_with(self, count: int) -> Decisions | None:
         """Decisions with exactly `count` mini-batches, or None where there are none."""
-        found = self._solve_for(count, float("inf"))
-        return found[0] if found else None
+        return self._decided(count)
 
-    def _solve_for(self, count: int, good_s: float) -> tuple[Decisions, float] | None:
-        """The better of roomy and least prefill buffers; the latter only where the former is not near `good_s`."""
+    def _batches(self, count: int) -> list[list[int]]:
+        """The requests of each of `count` mini-batches."""
         # By length, so that the order in which requests came changes nothing but their numbers.
         order = sorted(range(len(self.requests)), key=lambda r: (self.requests[r].prompt_len, self.requests[r].gen_len))
-        sizes = [-(-self.requests[r].positions // BLOCK_TOKENS) for r in order]
-        batches = [[order[i] for i in members] for members in compose(sizes, count)]
-        bins, indices = exact_bins(self.costs, self.requests, self.epochs, batches, min(len(self.forms), USUAL_FORMS))
-        rows = max(len(members) for members in batches)
-        best: tuple[Decisions, float] | None = None
-        for roomy in (True, False):
-            if best and best[1] <= good_s * (1 + NEAR):
-                break
-            problem = replace(self._problem(bins, count, rows, roomy), in_proportion=True)
-            if not roomy:  # what the relaxation may hope for is not what the least buffers allow
-                chunk, passed = self._prefill_tokens(roomy)
-                sweeps, compute_s = -(-self.prompt_tokens // passed), self._prefill_compute_s(chunk)
-                problem = replace(problem, prefill_sweeps=sweeps, prefill_compute_s=compute_s)
-            found = self._rounded(problem, batches, indices, roomy)
-            if found and (best is None or found[1] < best[1]):
-                best = found
-        return best
+        sizes = [blocks_for(self.requests[r].positions) for r in order]
+        if self.options.end_together:
+            composed = compose_by_end([self.requests[r].gen_len for r in order], sizes, count)
+        else:
+            lives = [lifetime_of(self.requests[r].gen_len, self.epochs) for r in order]
+            composed = compose(sizes, count, lives)
+        return [[order[i] for i in members] for members in composed]
 
-    def _rounded(
-        self, problem: SplitProblem, batches: list[list[int]], indices: list[list[int]], roomy: bool
-    ) -> tuple[Decisions, float] | None:
+    def _solved(self, count: int) -> _Solved | None:
+        if count not in self._cache:
+            self._cache[count] = self._solve(self._batches(count))
+        return self._cache[count]
+
+    def _solve(self, batches: list[list[int]]) -> _Solved | None:
+        bins, indices = exact_bins(self.costs, self.requests, self.epochs, batches)
+        rows = max(len(members) for members in batches)
+        sizes = tuple(one.size for one in self.prefill_sizes)
+        problem = self._problem(bins, rows, self._store_elements, sizes)
+        problem = replace(problem, pieces_per_layer=self._pieces(len(batches)), decided=True)
+        split = solve(problem)
+        return _Solved(problem, split, batches, indices) if split else None
+
+    def _decided(self, count: int) -> Decisions | None:
+        if count not in self._rounded:
+            one = self._solved(count)
+            self._rounded[count] = self._round(one) if one else None
+        return self._rounded[count]
+
+    def _round(self, one: _Solved) -> Decisions | None:
         """Rounding to whole blocks and slabs can overshoot a full budget a little: then plan with that much less.
 
         A margin smaller than a block may be rounded away again, so it grows.
         """
+        problem, split = one.problem, one.split
         for attempt in range(MAX_ROUNDINGS):
-            split = solve(problem)
-            if split is None:
-                return None
-            decisions = self._decide(split, batches, indices, roomy)
-            gpu, host = self._overshoot(decisions)
+            decisions = self._decide(split, one)
+            gpu, host = (max(nbytes, 0) for nbytes in self._overshoot(decisions))
             if not gpu and not host:
-                return self._widest_passes(decisions, roomy), split.objective_s
+                size, room = self.prefill_sizes[split.prefill], -self._overshoot(decisions)[0]
+                if room > 0 and self.options.act_share is None:
+                    decisions = promoted(self.costs.model, decisions, room, self.costs.ragged)
+                return self.prefill.widest(decisions, size.chunk, size.passed)
             problem = replace(
                 problem,
-                fixed_decode_bytes=problem.fixed_decode_bytes + gpu * 4**attempt,
-                prefill_bytes=problem.prefill_bytes + gpu * 4**attempt,
-                host_margin_bytes=problem.host_margin_bytes + host * 4**attempt,
+                gpu_margin_bytes=problem.gpu_margin_bytes + gpu * 2**attempt,
+                host_margin_bytes=problem.host_margin_bytes + host * 2**attempt,
             )
+            tighter = solve(problem)
+            if tighter is None:
+                return None
+            split = tighter
         return None
 
     def _overshoot(self, decisions: Decisions) -> tuple[int, int]:
-        """Bytes beyond the budgets of GPU and host."""
+        """Bytes beyond the budgets of GPU and host; below zero where some are left."""
         model, hardware = self.costs.model, self.costs.hardware
         gpu = planned_bytes(gpu_lines(model, decisions)) - hardware.gpu.budget_bytes
         host = pinned_total(host_lines(model, decisions), hardware.host.pin_rounding)
-        return max(gpu, 0), max(host - hardware.host.budget_bytes, 0)
+        return gpu, host - hardware.host.budget_bytes
 
-    def _problem(self, bins: tuple[Bin, ...], batches: int, rows: int, roomy: bool) -> SplitProblem:
+    def _problem(
+        self, bins: tuple[Bin, ...], rows: int, store_elements: int, sizes: tuple[PrefillSize, ...]
+    ) -> SplitProblem:
+        """With one transfer for a layer's weights."""
         model, options = self.costs.model, self.options
-        e = model.element_bytes
-        width = max((f.width(model) for f in self.forms if not f.on_gpu), default=0)
-        chunk, passed = self._prefill_tokens(roomy)
-        sampled = len(self.requests) if roomy else 1
-        token_ids = TOKEN_BYTES * (self.prompt_tokens + self.workload.total_generated_tokens)
-        fixed = len(self.requests) * model.hidden + workspace_elements(model, rows, rows)
-        # The bound must not charge store slots that a plan without host blocks does not need.
-        store = options.store_slots * width if roomy else 0
-        prefill = passed * model.hidden + workspace_elements(model, chunk, min(sampled, chunk)) + store * chunk
+        fixed = len(self.requests) * model.hidden + workspace_elements(model, rows, rows) + store_elements * rows
         return SplitProblem(
             model=model,
             hardware=self.costs.hardware,
@@ -215,106 +244,38 @@ class Search:
             bins=bins,
             weight_slots=options.weight_slots,
             cache_slots=options.cache_slots,
-            fixed_decode_bytes=e * (fixed + store * rows) + token_ids,
-            prefill_bytes=e * prefill + token_ids,
-            prefill_compute_s=self._prefill_compute_s(chunk) if roomy else self._prefill_floor_s(),
-            prefill_sweeps=-(-self.prompt_tokens // passed) if roomy else 1,
-            pieces_per_layer=self._pieces(batches, roomy),
+            fixed_decode_bytes=model.element_bytes * fixed + self.prefill.id_bytes,
+            prefill=sizes,
+            pieces_per_layer=1,
             act_share=options.act_share,
             max_resident_layers=options.max_resident_layers,
         )
 
-    def _pieces(self, batches: int, roomy: bool) -> int:
-        """Transfers of one layer: one with a single slot, and for the bound where mini-batches may end early."""
-        ends = {r.gen_len for r in self.requests}
-        if self.options.weight_slots == 1 or (len(ends) > 1 and not roomy):
-            return 1
-        return max(1, batches - self.options.cache_slots + 1)
-
-    # ---- prefill ---------------------------------------------------------------------------------
-
-    def _prefill_tokens(self, roomy: bool) -> tuple[int, int]:
-        """Tokens of a chunk and of a pass: `roomy` ones run at full rate and hide the weights, else the least."""
-        if not roomy:
-            return self.longest_prompt, self.longest_prompt
-        chunk = min(max(self.longest_prompt, PREFILL_CHUNK_TOKENS), self.prompt_tokens)
-        per_token = self.costs.projections(chunk).seconds / chunk
-        hiding = self.costs.h2d(self.costs.model.layer_bytes) / per_token
-        return chunk, min(self.prompt_tokens, chunk * max(1, -(-int(hiding) // chunk)))
-
-    def _prefill_compute_s(self, chunk: int) -> float:
-        """At the rates of chunks of `chunk` tokens, with the overhead of every chunk."""
-        costs, chunks = self.costs, self.prompt_tokens / chunk
-        attention = 0.0
-        for prompt, alike in self._prompts.items():
-            together = min(alike, max(chunk // prompt, 1))
-            attention += alike / together * costs.prefill_attention(prompt, together).seconds
-        return self._prefill_s(chunks * costs.projections(chunk).seconds + attention, ceil(chunks))
-
-    def _prefill_floor_s(self) -> float:
-        """The same for chunks of the best rate there is, with the overhead of a single one."""
-        costs, gpu = self.costs, self.costs.hardware.gpu
-        sizes = {min(max(int(size), 1), self.prompt_tokens) for size in gpu.gemm_rates(costs.model.dtype).sizes}
-        per_token = min(costs.projections(size).seconds / size for size in sizes | {self.prompt_tokens})
-        attention = 0.0
-        for prompt, alike in self._prompts.items():
-            best = gpu.achieved.prefill_attention_flops_by_tokens.best_within(alike, prompt)
-            attention += costs.prefill_attention(prompt, alike).flops / best
-        return self._prefill_s(self.prompt_tokens * per_token + attention, 1)
-
-    def _prefill_s(self, products_s: float, chunks: int) -> float:
-        """All layers: projections and attention as given, and what every chunk costs beside."""
-        costs, achieved = self.costs, self.costs.hardware.gpu.achieved
-        kept = costs.elementwise(4 * self.prompt_tokens * costs.model.d_kv).seconds
-        layer = (products_s + kept) * achieved.engine_slowdown.prefill.value
-        layer += chunks * achieved.forward_overhead_s.value
-        return costs.model.layers * layer + costs.sample(len(self.requests)).seconds
-
-    def _widest_passes(self, decisions: Decisions, roomy: bool) -> Decisions:
-        """Let prefill use every byte that decode's buffers and the rest of the budget leave it.
-
-        Larger chunks run at better rates, and longer passes load the streamed weights less often.
-        """
-        model, budget = self.costs.model, self.costs.hardware.gpu.budget_bytes
-        chunk, least = self._prefill_tokens(roomy)
-        for wider in (size for size in WIDER_CHUNKS if size > chunk):
-            passes = self._passes(decisions.mini_batches, wider, max(wider, least))
-            if planned_bytes(gpu_lines(model, replace(decisions, prefill_passes=passes))) <= budget:
-                chunk, least = wider, max(wider, least)
-                decisions = replace(decisions, prefill_passes=passes)
-                break
-        lines = gpu_lines(model, decisions)
-        # Not `planned_bytes`: prefill may grow up to the whole budget.
-        taken = sum(line.nbytes for line in lines if line.phase == "always")
-        others = sum(line.nbytes for line in lines if line.phase == "prefill" and not line.name.startswith("hidden"))
-        room = budget - taken - others - (len(lines) + 1) * ALIGNMENT
-        tokens = min(self.prompt_tokens, room // (model.hidden * model.element_bytes))
-        return replace(decisions, prefill_passes=self._passes(decisions.mini_batches, chunk, max(tokens, least)))
-
-    def _passes(self, batches: tuple[MiniBatch, ...], chunk: int, passed: int) -> tuple[PrefillPass, ...]:
-        prompts = {i: r.prompt_len for i, r in enumerate(self.requests)}
-        return chunk_prompts(batches, prompts, chunk, passed)
+    def _pieces(self, batches: int) -> int:
+        """Transfers of one layer: one for each mini-batch that the slots let the link run ahead by."""
+        return 1 if self.options.weight_slots == 1 else max(1, batches - self.options.cache_slots + 1)
 
     # ---- integers --------------------------------------------------------------------------------
 
-    def _decide(self, split: Split, batches: list[list[int]], indices: list[list[int]], roomy: bool) -> Decisions:
+    def _decide(self, split: Split, one: _Solved) -> Decisions:
         model, options = self.costs.model, self.options
         placed: dict[int, MiniBatch] = {}
-        for b, members_of in enumerate(indices):
+        for b, members_of in enumerate(one.indices):
             for position, index in enumerate(members_of):
-                end = len(self.epochs)
-                targets = {
-                    (f, e): (split.begun[b, f.name, e] if e < end else split.final[b, f.name]) / len(members_of)
-                    for f in self.forms for e in range(end + 1)
-                }  # fmt: skip
-                limits = {f: _share(split.final[b, f.name], position, len(members_of)) for f in self.forms if f.on_gpu}
-                placed[index] = place_blocks(batches[index], self.requests, self.epochs, targets, limits)
-        ordered = tuple(placed[i] for i in range(len(batches)))
+                targets = {(g, FORM[f], e): n for (bin_, g, f, e), n in split.begun.items() if bin_ == b}
+                ends = {(g, f): n for (bin_, g, f), n in split.final.items() if bin_ == b}
+                targets |= {(g, FORM[f], len(self.epochs)): n for (g, f), n in ends.items()}
+                held = {f: sum(n for (_, name), n in ends.items() if name == f.name) for f in self.forms if f.on_gpu}
+                limits = {f: _share(n, position, len(members_of)) for f, n in held.items()}
+                placed[index] = place_blocks(
+                    one.batches[index], self.requests, self.epochs, targets, limits, not self.costs.ragged
+                )
+        ordered = tuple(placed[i] for i in range(len(one.batches)))
         streams = split.resident_layers < model.layers
-        chunk, passed = self._prefill_tokens(roomy)
+        size = self.prefill_sizes[split.prefill]
         return Decisions(
             mini_batches=ordered,
-            prefill_passes=self._passes(ordered, chunk, passed),
+            prefill_passes=self.prefill.passes(ordered, size.chunk, size.passed),
             resident_layers=spread_layers(split.resident_layers, model.layers),
             weight_slots=options.weight_slots if streams else 0,
             cache_slots=options.cache_slots,
@@ -323,6 +284,6 @@ class Search:
 
 
 def _share(total: float, position: int, count: int) -> int:
-    """Whole blocks for one of `count` mini-batches so that together they take ceil(total)."""
-    whole = ceil(total - 1e-6)
+    """Whole blocks for one of `count` mini-batches so that together they take no more than `total`."""
+    whole = floor(total + 1e-6)
     return whole * (position + 1) // count - whole * position // count

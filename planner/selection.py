@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from planner.errors import HybridserveError, InfeasibleError, InputError, nearest
 from planner.files import check_writable, real_path
@@ -104,6 +105,15 @@ def check_made_for(plan: Plan, hardware: str | None, path: Path) -> None:
         same = " of another content" if wanted.id == plan.hardware.id else ""
         what = f"made for hardware '{plan.made_for.hardware}', not for this '{wanted.id}'{same}"
         raise InputError(what, where=str(path), cure="Plan again for this hardware")
+
+
+def check_alone(context: Any, flag: str, others: Iterable[str]) -> None:
+    """InputError where one of `others`, named as parameters, is given beside `flag`."""
+    for name in others:
+        if context.get_parameter_source(name).name == "COMMANDLINE":
+            other = f"--{name.replace('_', '-')}"
+            what = f"{flag} measures what the profile says, so {other} says nothing"
+            raise InputError(what, where=other, cure="Leave out one of them")
 
 
 def check_profile(device: str, link_gbps: float | None, hidden: int) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import numpy as np
 
-from planner.contention import Clocks, Contention
+from planner.clocks import run_clocks
+from planner.columns import STREAM_CODE, Columns, Floats, schedule_columns
+from planner.contention import Contention
 from planner.costs import CostModel, OpCost
 from planner.decisions import Decisions
 from planner.forms import ACT_GPU, ACT_HOST
-from planner.operation import STREAMS, Operation
+from planner.operation import Operation
 from planner.placement import FORM_INDEX
 from planner.schedule import Schedule
-from planner.timeline import Span, Timeline
+from planner.timeline import Spans, Timeline
 
 _ACT = [FORM_INDEX[form.name] for form in (ACT_HOST, ACT_GPU)]
 
@@ -42,6 +44,17 @@ class Durations:
             found = self._link[link_key] = price(op.nbytes)
         return found
 
+    def all(self, columns: Columns) -> Floats:
+        """[operations] `of` each operation, asked once for those that are alike."""
+        seconds = np.empty(len(columns))
+        alike = columns.alike
+        seconds[alike.rows] = np.array([self.of(columns.operation(i)) for i in alike.first.tolist()])[alike.group]
+        for stream in ("h2d", "d2h"):
+            rows = columns.queues[STREAM_CODE[stream]]
+            _, first, group = np.unique(columns.nbytes[rows], return_index=True, return_inverse=True)
+            seconds[rows] = np.array([self.of(columns.operation(i)) for i in rows[first].tolist()])[group]
+        return seconds
+
     def cost(self, op: Operation) -> OpCost:
         """Seconds and work of a compute operation."""
         if op.kind == "begin_decode":
@@ -65,38 +78,17 @@ class Durations:
             return self.costs.sample(rows)
         if op.kind == "rebuild":
             return self.costs.rebuild(int(shapes.blocks[t, _ACT].sum()))
-        return self.costs.decode_segments(rows, self.decisions.mini_batches[op.part].attended(t))
-
-
-def advance(operations: Iterable[Operation], duration: Callable[[Operation], float]) -> list[Span]:
-    """Earliest starts, where streams do not slow each other.
-
-    Each operation begins when its stream is free and what it waits for has ended.
-    """
-    clock = dict.fromkeys(STREAMS, 0.0)
-    ends: list[float] = []
-    spans: list[Span] = []
-    for op in operations:
-        start = clock[op.stream]
-        for wait in op.waits:
-            start = max(start, ends[wait])
-        end = start + duration(op)
-        clock[op.stream] = end
-        ends.append(end)
-        spans.append(Span(op.id, op.kind, op.stream, op.step, op.layer, op.part, start, end, op.nbytes))
-    return spans
+        return self.costs.decode_segments(rows, self.decisions.mini_batches[op.part].attended(t, self.costs.ragged))
 
 
 def simulate(costs: CostModel, decisions: Decisions) -> Timeline:
     """The predicted timeline of the whole job."""
-    return timeline_of(Schedule(costs.model, decisions), Durations(costs, decisions).of, costs, decisions)
+    columns = schedule_columns(Schedule(costs.model, decisions))
+    return timeline_of(columns, Durations(costs, decisions).all(columns), costs, decisions)
 
 
-def timeline_of(
-    operations: Iterable[Operation], duration: Callable[[Operation], float], costs: CostModel, decisions: Decisions
-) -> Timeline:
-    """The timeline of `operations` that take `duration` alone, slowed by each other as the link's profile says."""
-    contention = Contention(costs.hardware.link)
-    spans = advance(operations, duration) if contention.none else Clocks(operations, duration, contention).run()
+def timeline_of(columns: Columns, seconds: Floats, costs: CostModel, decisions: Decisions) -> Timeline:
+    """The timeline of operations that take `seconds` alone, slowed by each other as the link's profile says."""
+    spans = Spans(columns, *run_clocks(columns, seconds, Contention(costs.hardware.link)))
     groups = (group for mini_batch in decisions.mini_batches for group in mini_batch.groups)
     return Timeline(spans, sum(len(group.requests) * group.gen_len for group in groups))

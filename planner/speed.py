@@ -81,21 +81,32 @@ class Check:
         return statistics.median(reading.spread for reading in self.readings)
 
     @property
+    def tells(self) -> bool:
+        """False where readings scatter so much that a machine as described could look like another, or the reverse."""
+        return self.scatter <= SCATTERED
+
+    @property
+    def describes(self) -> bool:
+        """True when the profile holds as far as can be told."""
+        return self.tells and self.speed.describes
+
+    @property
     def verdict(self) -> str:
         """One sentence, and what to do."""
         speed = self.speed
         found = f"products take {speed.gemm:.2f} x, other kernels {speed.memory:.2f} x as long as it says"
+        if not self.tells:
+            return f"Too noisy to tell: readings scatter by {self.scatter:.0%}. {found[:1].upper()}{found[1:]}"
         if speed.describes:
             return f"The profile describes this machine: {found}, within {TOLERANCE:.0%}"
-        if self.scatter > SCATTERED:
-            return f"Too noisy to tell: readings scatter by {self.scatter:.0%}. {found[:1].upper()}{found[1:]}"
         return f"The profile does not describe this machine now: {found}. Measure again: hybridserve profile"
 
     def result(self) -> dict[str, Any]:
         """As `profile --check --json` prints it."""
         return {
             "hardware": self.hardware.id,
-            "describes": self.speed.describes,
+            "describes": self.describes,
+            "too_noisy": not self.tells,
             "gemm_slowdown": self.speed.gemm,
             "memory_slowdown": self.speed.memory,
             "scatter": self.scatter,

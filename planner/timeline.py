@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
-from planner.operation import STREAMS
+import numpy as np
+import numpy.typing as npt
+
+from planner.columns import Columns, Floats, columns_of
+from planner.operation import KINDS, STREAMS, Operation
 
 
 class Span(NamedTuple):
@@ -22,6 +26,51 @@ class Span(NamedTuple):
     start_s: float
     end_s: float
     nbytes: int
+
+
+class Spans(Sequence[Span]):
+    """Spans kept as columns; each is made when it is asked for."""
+
+    def __init__(self, columns: Columns, start_s: Floats, end_s: Floats) -> None:
+        self.columns, self.start_s, self.end_s = columns, start_s, end_s
+
+    @classmethod
+    def of(cls, spans: Sequence[Span]) -> Spans:
+        """The same spans as columns. Ids count from the first."""
+        if isinstance(spans, Spans):
+            return spans
+        ops = (Operation(i, s.kind, s.stream, s.step, s.layer, s.part, nbytes=s.nbytes) for i, s in enumerate(spans))
+        return cls(columns_of(ops), np.array([s.start_s for s in spans]), np.array([s.end_s for s in spans]))
+
+    @cached_property
+    def seconds(self) -> Floats:
+        """How long each took."""
+        return self.end_s - self.start_s
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    @overload
+    def __getitem__(self, at: int) -> Span: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Span]: ...
+    def __getitem__(self, at: int | slice) -> Span | list[Span]:
+        rows = range(len(self))[at]
+        return self._span(rows) if isinstance(rows, int) else list(self._spans(rows))
+
+    def __iter__(self) -> Iterator[Span]:
+        return self._spans(range(len(self)))
+
+    def _span(self, row: int) -> Span:
+        return next(self._spans(range(row, row + 1)))
+
+    def _spans(self, rows: range) -> Iterator[Span]:
+        c, at = self.columns, np.array(rows, np.int64)
+        numbers = (c.kind, c.stream, c.step, c.layer, c.part, self.start_s, self.end_s, c.nbytes)
+        for row, (kind, stream, *more) in zip(
+            rows, zip(*(one[at].tolist() for one in numbers), strict=True), strict=True
+        ):
+            yield Span(row, KINDS[kind], STREAMS[stream], *more)
 
 
 @dataclass(frozen=True)
@@ -46,17 +95,22 @@ class StreamUse:
 class Timeline:
     """Spans in issue order, with the generated tokens that they made."""
 
-    spans: list[Span] = field(repr=False)
+    spans: Sequence[Span] = field(repr=False)
     generated_tokens: int
+
+    @cached_property
+    def rows(self) -> Spans:
+        """The spans as columns."""
+        return Spans.of(self.spans)
 
     @cached_property
     def step_ends_s(self) -> list[float]:
         """When the last token of each step was chosen; entry 0 is the end of prefill."""
-        ends: dict[int, float] = defaultdict(float)
-        for span in self.spans:
-            if span.kind == "sample":
-                ends[span.step] = max(ends[span.step], span.end_s)
-        return [ends[step] for step in sorted(ends)]
+        samples = self.rows.columns.is_kind("sample")
+        steps, at = np.unique(self.rows.columns.step[samples], return_inverse=True)
+        ends = np.zeros(len(steps))
+        np.maximum.at(ends, at, self.rows.end_s[samples])
+        return [float(end) for end in ends]
 
     @property
     def prefill_s(self) -> float:
@@ -84,24 +138,28 @@ class Timeline:
         """Generated tokens over prefill plus decode time, as the paper counts."""
         return self.generated_tokens / self.total_s
 
+    def in_phase(self, phase: str) -> npt.NDArray[np.bool_]:
+        """[spans] which belong to `prefill`, `decode` or `all`, by their step."""
+        step = self.rows.columns.step
+        chosen: dict[str, npt.NDArray[np.bool_]] = {"prefill": step == 0, "decode": step > 0, "all": step >= 0}
+        return chosen[phase]
+
     def use(self, phase: str = "all") -> dict[str, StreamUse]:
         """Busy time and bytes of each stream in `prefill`, `decode` or `all`."""
         span_s = {"prefill": self.prefill_s, "decode": self.decode_s, "all": self.total_s}[phase]
-        busy: dict[str, float] = defaultdict(float)
-        moved: dict[str, int] = defaultdict(int)
-        for span in self.spans:
-            if phase == "all" or (span.step == 0) == (phase == "prefill"):
-                busy[span.stream] += span.end_s - span.start_s
-                moved[span.stream] += span.nbytes
-        return {stream: StreamUse(busy[stream], moved[stream], span_s) for stream in STREAMS}
+        columns, chosen = self.rows.columns, self.in_phase(phase)
+        found = {}
+        for stream, queue in zip(STREAMS, columns.queues, strict=True):
+            mine = queue[chosen[queue]]
+            found[stream] = StreamUse(float(self.rows.seconds[mine].sum()), int(columns.nbytes[mine].sum()), span_s)
+        return found
 
     def by_kind(self, phase: str = "all") -> dict[str, float]:
         """Seconds spent in each kind of operation."""
-        total: dict[str, float] = defaultdict(float)
-        for span in self.spans:
-            if phase == "all" or (span.step == 0) == (phase == "prefill"):
-                total[span.kind] += span.end_s - span.start_s
-        return dict(total)
+        chosen = self.in_phase(phase)
+        kind = self.rows.columns.kind[chosen]
+        seconds = np.bincount(kind, self.rows.seconds[chosen], len(KINDS))
+        return {KINDS[code]: float(seconds[code]) for code in np.unique(kind)}
 
     @property
     def binding(self) -> str:

@@ -192,9 +192,8 @@ class WaveBound:
     def attention_s_per_token(self, fewest: int) -> float:
         """All layers, at the best rate of any call on a mini-batch, of at least `fewest` in a wave."""
         achieved, model = self.costs.hardware.gpu.achieved, self.costs.model
-        most = (self.most_blocks / fewest + blocks_for(self.search.average.largest)) / blocks_for(
-            self.search.average.smallest
-        )
+        average = self.search.average
+        most = (self.most_blocks / fewest + average.largest) / average.smallest
         best = achieved.decode_attention_bytes_per_s_by_context.best_within(min(most, len(self.search.requests)))
         shared = 1 + (model.gqa_group - 1) * achieved.attention_group_cost.value
         layer = achieved.engine_slowdown.forward.value * model.kv_bytes_per_token_layer / best * shared
@@ -412,7 +411,7 @@ class _Program:
         for stored in self.first_on_host:
             self.problem += stored_t >= stored * (GIB / (link.d2h_bytes_per_s.value * self.unit_s))
         busy_t = link.compute_lost_to_h2d * weights_t + link.compute_lost_to_d2h * stored_t
-        self.problem += self.prefill_t >= busy_t + self.data.problem.prefill_compute_s / self.unit_s
+        self.problem += self.prefill_t >= busy_t + self.data.problem.least_prefill_s / self.unit_s
         self.problem += self.prefill_t >= weights_t + (1 - link.beside_d2h) * stored_t
         self.problem += self.prefill_t >= stored_t + (1 - link.beside_h2d) * weights_t
 

@@ -25,7 +25,7 @@ class WavesTimeline(Timeline):
     """Where in `spans` each wave begins."""
 
     @cached_property
-    def _waves(self) -> list[list[Span]]:
+    def _waves(self) -> list[Sequence[Span]]:
         return [self.spans[a:b] for a, b in pairwise((*self.first_spans, len(self.spans)))]
 
     @cached_property

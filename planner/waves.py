@@ -11,20 +11,18 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from planner.best import best_of
 from planner.costs import CostModel
 from planner.decisions import Decisions
 from planner.feasibility import shortage
 from planner.forms import blocks_for
 from planner.policies import Policy
-from planner.search import TOLERANCE, Options, Search
-from planner.simulator import simulate
+from planner.search import TOLERANCE, Found, Options, Search
 from planner.timeline import Timeline
 from planner.wave_bound import WaveBound
 from planner.wave_timeline import simulate_waves
 from planner.workload import Request, Workload
 
-DOMINANCE_GAP = 0.003
-"""Plans proven this close to the best are not worth a second look."""
 MAX_CUTS = 5
 """Numbers of waves planned once a plan is known: neighbours differ little, and each takes seconds."""
 FEW_KINDS = 2
@@ -38,6 +36,33 @@ class FoundWaves:
     waves: tuple[Decisions, ...]
     timeline: Timeline
     bound_s: float
+    objective_s: float
+    parts: Sequence[tuple[Search, Decisions]]
+    """Each wave's search and decisions, its requests numbered from 0."""
+
+
+@dataclass(frozen=True)
+class _Wave:
+    """One wave, its requests numbered from 0."""
+
+    search: Search
+    found: Found
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A whole job, cut in one way."""
+
+    waves: tuple[Decisions, ...]
+    timeline: Timeline
+    parts: tuple[_Wave, ...]
+
+    def bounded(self, bound_s: float) -> FoundWaves:
+        """With the bound of every cut."""
+        return FoundWaves(
+            self.waves, self.timeline, bound_s, sum(part.found.objective_s for part in self.parts),
+            [(part.search, part.found.decisions) for part in self.parts],
+        )  # fmt: skip
 
 
 def cut(requests: Sequence[Request], count: int) -> list[list[int]]:
@@ -66,31 +91,29 @@ class WaveSearch:
         self.costs, self.workload, self.policy, self.options = costs, workload, policy, options
         self.requests = workload.requests
         self.whole = Search(costs, workload, policy.forms, options)
-        self._known: dict[tuple[object, ...], Decisions | None] = {}
+        self._known: dict[tuple[object, ...], _Wave | None] = {}
 
     def run(self) -> FoundWaves | None:
         """None when there is no plan in any number of waves that was tried, up to one request in each."""
         fixed = self.options.waves and min(self.options.waves, len(self.requests))
         if fixed and fixed > 1:
             return self._fixed(fixed)
-        found = self.whole.run()
-        best: tuple[tuple[Decisions, ...], Timeline] | None = None
+        chosen = best_of(self.whole)
+        best: _Planned | None = None
         proven: list[float] = []
-        if found is not None:
-            wave = self._with_parts(self.whole, found.decisions, found.bound_s)
-            best, proven = ((wave,), simulate(self.costs, wave)), [found.bound_s]
+        if chosen is not None:
+            found, timeline = chosen
+            best, proven = _Planned((found.decisions,), timeline, (_Wave(self.whole, found),)), [found.bound_s]
         if len(self.requests) == 1 or fixed:
-            return FoundWaves(*best, proven[0]) if best else None
+            return best.bounded(proven[0]) if best else None
         return self._more_waves(best, proven)
 
     def _fixed(self, count: int) -> FoundWaves | None:
         """As many waves as asked for."""
         planned, bound = self._plan(count), WaveBound(self.whole).of(count, count)
-        return FoundWaves(*planned, min(bound.total_s, planned[1].total_s)) if planned and bound else None
+        return planned.bounded(min(bound.total_s, planned.timeline.total_s)) if planned and bound else None
 
-    def _more_waves(
-        self, best: tuple[tuple[Decisions, ...], Timeline] | None, proven: list[float]
-    ) -> FoundWaves | None:
+    def _more_waves(self, best: _Planned | None, proven: list[float]) -> FoundWaves | None:
         bound = WaveBound(self.whole)
         heap: list[tuple[float, int, int, float]] = []
 
@@ -108,7 +131,7 @@ class WaveSearch:
         cuts = 0
         while heap:
             total_s, low, high, waves = heapq.heappop(heap)
-            if total_s >= best[1].total_s * (1 - TOLERANCE) or cuts >= MAX_CUTS:
+            if total_s >= best.timeline.total_s * (1 - TOLERANCE) or cuts >= MAX_CUTS:
                 proven.append(total_s)
                 break
             if low < high:
@@ -119,10 +142,11 @@ class WaveSearch:
             proven.append(total_s)
             if low not in tried:
                 cuts += 1
-                best = self._better(best, self._plan(low))
-        return FoundWaves(*best, min([*proven, best[1].total_s]))
+                other = self._plan(low)
+                best = other if other and other.timeline.total_s < best.timeline.total_s else best
+        return best.bounded(min([*proven, best.timeline.total_s]))
 
-    def _first(self, fewest: int, tried: set[int]) -> tuple[tuple[Decisions, ...], Timeline] | None:
+    def _first(self, fewest: int, tried: set[int]) -> _Planned | None:
         """The first number of waves that has a plan, in growing strides from `fewest`."""
         count, stride = max(fewest, 2), 1
         while True:
@@ -131,12 +155,6 @@ class WaveSearch:
             if found or count == len(self.requests):
                 return found
             count, stride = min(count + stride, len(self.requests)), 2 * stride
-
-    @staticmethod
-    def _better(
-        one: tuple[tuple[Decisions, ...], Timeline], other: tuple[tuple[Decisions, ...], Timeline] | None
-    ) -> tuple[tuple[Decisions, ...], Timeline]:
-        return other if other and other[1].total_s < one[1].total_s else one
 
     def hardest(self) -> Search:
         """The first request that does not fit even alone; that of most positions where all do."""
@@ -160,52 +178,36 @@ class WaveSearch:
 
     # ---- one number of waves ---------------------------------------------------------------------
 
-    def _plan(self, count: int) -> tuple[tuple[Decisions, ...], Timeline] | None:
+    def _plan(self, count: int) -> _Planned | None:
         """Weights are loaded once, so all waves keep the same layers: as many as the wave with least room for them."""
         members = cut(self.requests, count)
         kinds = len({self._lengths(wave) for wave in members})
         most = self.options.max_resident_layers
         while True:
-            waves: list[Decisions] = []
+            parts: list[_Wave] = []
             for wave in reversed(members):  # where memory is short, the last is the first not to fit
                 found = self._wave(wave, most, thorough=kinds <= FEW_KINDS)
                 if found is None:
                     return None
-                waves.insert(0, found)
-            resident = min(len(wave.resident_layers) for wave in waves)
-            if all(len(wave.resident_layers) == resident for wave in waves):
-                planned = tuple(wave.renumbered(numbers) for wave, numbers in zip(waves, members, strict=True))
-                return planned, simulate_waves(self.costs, planned)
-            most = resident
+                parts.insert(0, found)
+            layers = [len(part.found.decisions.resident_layers) for part in parts]
+            if len(set(layers)) == 1:
+                pairs = zip(parts, members, strict=True)
+                planned = tuple(part.found.decisions.renumbered(numbers) for part, numbers in pairs)
+                return _Planned(planned, simulate_waves(self.costs, planned), tuple(parts))
+            most = min(layers)
 
     def _lengths(self, wave: Sequence[int]) -> tuple[tuple[int, int], ...]:
         return tuple((self.requests[r].prompt_len, self.requests[r].gen_len) for r in wave)
 
-    def _wave(self, members: Sequence[int], most_resident: int | None, thorough: bool) -> Decisions | None:
-        """The plan of one wave, its requests numbered from 0; equal waves are planned once."""
+    def _wave(self, members: Sequence[int], most_resident: int | None, thorough: bool) -> _Wave | None:
+        """The plan of one wave; equal waves are planned once."""
         key = (self._lengths(members), most_resident, thorough)
         if key not in self._known:
             options = replace(self.options, max_resident_layers=most_resident)
             job = Workload(tuple(self.requests[r] for r in members))
             search = Search(self.costs, job, self.policy.forms, options)
-            found = search.run()
-            decisions = found.decisions if found else None
-            if found and thorough:
-                decisions = self._with_parts(search, found.decisions, found.bound_s)
-            self._known[key] = decisions
+            chosen = best_of(search) if thorough else None
+            found = chosen[0] if chosen else search.run()
+            self._known[key] = _Wave(search, found) if found else None
         return self._known[key]
-
-    def _with_parts(self, search: Search, decisions: Decisions, bound_s: float) -> Decisions:
-        """Where rounding a mixed plan costs something, one kind of content alone may beat it: never be slower."""
-        total_s = simulate(self.costs, decisions).total_s
-        contents = {form.content for form in self.policy.forms}
-        if 1 - bound_s / total_s <= DOMINANCE_GAP or len(contents) == 1 or search.options.act_share is not None:
-            return decisions
-        for content in sorted(contents):
-            forms = tuple(form for form in self.policy.forms if form.content == content)
-            part = Search(search.costs, search.workload, forms, search.options).run()
-            if part is not None:
-                other_s = simulate(self.costs, part.decisions).total_s
-                if other_s < total_s:
-                    decisions, total_s = part.decisions, other_s
-        return decisions

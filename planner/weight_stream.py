@@ -11,7 +11,10 @@ from typing import NamedTuple
 from planner.decisions import Decisions
 from planner.memory import ALIGNMENT
 from planner.model import ModelSpec
-from planner.operation import Buffer, Ring
+from planner.operation import Buffer, Marks, Ring
+
+_WHOLE = "piece"
+"""Marks the last piece in a slot: with it the layer is whole."""
 
 
 class Piece(NamedTuple):
@@ -27,19 +30,43 @@ class Piece(NamedTuple):
 class WeightStream:
     """Walks the streamed layers in the order in which sweeps visit them, one visit ahead of compute."""
 
-    def __init__(self, model: ModelSpec, decisions: Decisions) -> None:
+    def __init__(self, model: ModelSpec, decisions: Decisions, marks: Marks) -> None:
         self._layers, self._layer_bytes = model.layers, model.layer_bytes
         self._streamed = [i for i in range(model.layers) if i not in set(decisions.resident_layers)]
         self._sweeps = len(decisions.prefill_passes) + decisions.decode_steps
-        self._ring = Ring("weights", decisions.weight_slots)
+        self._marks, self._ring = marks, Ring("weights", decisions.weight_slots, marks)
         # The link runs ahead of compute by the cache slots, so a slot is free that many mini-batches into a layer.
         self._lag = decisions.cache_slots - 1
         self._target = 0
         self._cut = 0
         self._visit = -1
         self._gap_done = 0
-        self._last_piece: dict[int, int] = {}
         self._current_slot = -1
+
+    @property
+    def counters(self) -> tuple[int, ...]:
+        """All that changes while sweeps go on, besides the marks."""
+        return self._visit, self._target, self._cut, self._gap_done
+
+    @counters.setter
+    def counters(self, values: tuple[int, ...]) -> None:
+        self._visit, self._target, self._cut, self._gap_done = values
+
+    def phase(self, layer: int) -> tuple[int, ...]:
+        """All that decides what happens from `enter(layer)` to `leave`: where it is equal, the same happens."""
+        if not self._streamed:
+            return ()
+        visit, target, slots = self._visit, self._target, self._ring.slots
+        ended = target >= self._sweeps * len(self._streamed)
+        return (
+            layer in self._streamed, visit < 0, visit % slots, target % slots, target - visit, self._cut,
+            self._gap_done, 0 if ended else self._gap(),
+        )  # fmt: skip
+
+    @property
+    def target_layer(self) -> int:
+        """The layer whose pieces are sent next; -1 where every layer is resident."""
+        return self._streamed[self._target % len(self._streamed)] if self._streamed else -1
 
     def first(self) -> Piece | None:
         """The whole first streamed layer, before anything can overlap with it."""
@@ -47,7 +74,7 @@ class WeightStream:
 
     def issued(self, piece: Piece, operation: int) -> None:
         """Note the operation that carries `piece`, which the layer's compute waits for."""
-        self._last_piece[piece.slot] = operation
+        self._marks.set((_WHOLE, piece.slot), operation)
         if self._cut == self._layer_bytes:
             self._target, self._cut = self._target + 1, 0
 
@@ -70,7 +97,7 @@ class WeightStream:
         """What compute on the current layer waits for, and the buffer it reads."""
         if self._current_slot < 0:
             return (), ()
-        return (self._last_piece[self._current_slot],), (("weights", self._current_slot),)
+        return self._marks.after((_WHOLE, self._current_slot)), (("weights", self._current_slot),)
 
     def piece(self, position: int, parts: int) -> Piece | None:
         """The piece to send after part `position` of `parts` of the current layer, if one is due."""

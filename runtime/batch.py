@@ -55,15 +55,25 @@ def step_view(caches: list[GroupCache], step: int, model: ModelSpec) -> StepView
         len(c.group.requests) * c.blocks(ACT_HOST, c.group.prompt_len + step - 1) * BLOCK_TOKENS for c in active
     )
     steps: list[GroupStep] = []
-    row = kv = act = store = 0
+    row = kv = act = 0
+    # New tokens of a form lie together, so that one copy can write them.
+    stores = {KV_HOST: 0, ACT_HOST: sum(len(c.group.requests) for c in active if _new_form(c, step) is KV_HOST)}
+    stores[ACT_HOST] *= KV_HOST.width(model)
     rebuilt_gpu = act_total
     for cache in active:
         rows, cached = len(cache.group.requests), cache.group.prompt_len + step - 1
         form, offset = cache.place_of(cached)
+        store = stores.get(form, 0)
         steps.append(GroupStep(cache, row, rows, cached, kv, act, rebuilt_gpu, form, offset, store))
         row += rows
         kv += rows * cache.blocks(KV_HOST, cached) * BLOCK_TOKENS
         act += rows * cache.blocks(ACT_HOST, cached) * BLOCK_TOKENS
         rebuilt_gpu += rows * cache.blocks(ACT_GPU, cached) * BLOCK_TOKENS
-        store += 0 if form.on_gpu else rows * form.width(model)
+        if form in stores:
+            stores[form] += rows * form.width(model)
     return StepView(tuple(steps), row, act_total)
+
+
+def _new_form(cache: GroupCache, step: int) -> CacheForm:
+    """The form of the token that decode step `step` appends."""
+    return cache.place_of(cache.group.prompt_len + step - 1)[0]

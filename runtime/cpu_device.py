@@ -95,6 +95,7 @@ class CpuDevice(Device):
     """Three threads: compute, and one for each direction of the link at the pace of the profile."""
 
     kind = "cpu"
+    ragged = False
     torch_device = torch.device("cpu")
 
     def __init__(self, h2d: Pace | None, d2h: Pace | None, delay: Delay | None = None) -> None:

@@ -28,6 +28,7 @@ class CudaDevice(Device):
     """Work is issued by the calling thread and runs asynchronously; only `synchronize` waits for everything."""
 
     kind = "cuda"
+    ragged = True
 
     def __init__(self, hardware: HardwareProfile | None = None, index: int = 0) -> None:
         self.torch_device = torch.device("cuda", index)

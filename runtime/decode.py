@@ -14,6 +14,7 @@ from runtime.buffers import DecodeBuffers
 from runtime.cache import Cache
 from runtime.device import Device
 from runtime.layers.base import Layers
+from runtime.ragged import RaggedStep, attend_ragged
 from runtime.store import WeightStore
 from runtime.tokens import Tokens
 
@@ -27,7 +28,9 @@ class Decode:
     ) -> None:  # fmt: skip
         self.model, self.layers, self.device = model, layers, device
         self.weights, self.cache, self.buffers, self.tokens = weights, cache, buffers, tokens
+        self.ragged = device.ragged
         self._views: dict[int, tuple[int, StepView]] = {}
+        self._ragged: dict[int, tuple[int, RaggedStep]] = {}
 
     def view(self, op: Operation) -> StepView:
         """The layout of this step and mini-batch, made once for all layers."""
@@ -113,12 +116,39 @@ class Decode:
         attended = space.take(view.rows, self.model.d_q)
         kv_slot = self._kv_slot(op)
         staged = None if kv_slot is None else self.buffers.kv_slots[kv_slot]
+        if self.ragged:
+            self._forward_ragged(op, view, query, new_kv, normed, staged, attended)
+            self.layers.finish(w, hidden, attended, space)
+            return
         for group in view.groups:
             rows = slice(group.first_row, group.first_row + group.rows)
             attended[rows] = self._attend(op, group, query[rows], new_kv[rows], staged)
             kept = normed if group.new_form.rebuilt else new_kv
             self._keep(op, group, kept[rows])
         self.layers.finish(w, hidden, attended, space)
+
+    def _forward_ragged(
+        self, op: Operation, view: StepView, query: torch.Tensor, new_kv: torch.Tensor, normed: torch.Tensor,
+        staged: torch.Tensor | None, attended: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """Attention and new tokens of all groups together, by form."""
+        made, step = self._ragged.get(op.part, (0, None))
+        if step is None or made != op.step:
+            step = RaggedStep.of(view, query.device)
+            self._ragged[op.part] = (op.step, step)
+        pools = {form: region.pool[op.layer] for form, region in view.groups[0].cache.regions.items() if form.on_gpu}
+        buffers = {KV_GPU: pools[KV_GPU], ACT_HOST: self.buffers.rebuilt, ACT_GPU: self.buffers.rebuilt}
+        if staged is not None:
+            buffers[KV_HOST] = staged
+        attended[:] = attend_ragged(self.model, query, new_kv, step, buffers)
+        for form, new in step.new.items():
+            source = normed if form.rebuilt else new_kv
+            rows = source if new.rows is None else source[new.rows]
+            if form.on_gpu:
+                pools[form].index_copy_(0, new.places, rows)
+            else:
+                slot = self.buffers.store[op.slot]
+                slot[new.store : new.store + rows.numel()].view(rows.shape).copy_(rows)
 
     def _keep(self, op: Operation, group: GroupStep, rows: torch.Tensor) -> None:
         """The new tokens of a group, in the form that the plan gives their block."""

@@ -25,6 +25,8 @@ class Device(ABC):
     """Streams run their work in launch order; `waits` orders work across streams. Nothing else synchronises."""
 
     kind: str
+    ragged: bool
+    """Whether one attention call takes requests of all lengths: what plans for this kind of GPU count on."""
     torch_device: torch.device
 
     @abstractmethod

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from runtime.attention import attend_prompt, attend_segment, attend_self, merge
+from runtime.ragged import merge_at_once
 from runtime.timing import Operands, Round
 
 HEAD_DIM = 64
@@ -146,7 +147,10 @@ class Kernels:
         for _ in range(segments):
             keys = self.operands.take(1, self.heads, 1, HEAD_DIM)
             parts.append(attend_segment(query, keys, keys))
-        merge(parts)
+        if query.is_cuda:  # as the engine does where one call takes requests of all lengths
+            merge_at_once([out for out, _ in parts], [lse for _, lse in parts])
+        else:
+            merge(parts)
 
     def merge(self, rows: int) -> None:
         """New tokens' attention to themselves, and one more part, merged into place."""

@@ -44,6 +44,11 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"one core of {_processor()}"
 
 
+def device_memory_bytes(device: torch.device) -> int:
+    """Memory of the device, which on the CPU is that of the host."""
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else host_memory_bytes()
+
+
 def host_memory_bytes() -> int:
     """Memory of this machine, or of its container where that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

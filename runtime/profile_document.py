@@ -14,7 +14,7 @@ from scipy.optimize import isotonic_regression
 
 from runtime.calibration import JOBS, EngineFit
 from runtime.kernels import GROUP
-from runtime.machine import device_name, host_memory_bytes, machine_facts
+from runtime.machine import device_memory_bytes, device_name, host_memory_bytes, machine_facts
 from runtime.profile_link import LinkProbe
 from runtime.timing import Round, Series
 
@@ -68,12 +68,12 @@ def document(m: Measured) -> dict[str, Any]:
 
 def _gpu_memory(m: Measured) -> dict[str, Any]:
     if m.device.type == "cuda":
-        nominal = torch.cuda.mem_get_info(m.device)[1]
-        usable = min(m.request.gpu_bytes or nominal, nominal)
+        nominal = device_memory_bytes(m.device)
+        usable = m.request.gpu_bytes or nominal
         reserve = said(m.in_use_bytes + WORKSPACE_BYTES, "derived", "context in use at the start, and workspaces")
     else:
-        nominal = host_memory_bytes()
-        usable = min(m.request.gpu_bytes or nominal // 4, nominal)
+        nominal = device_memory_bytes(m.device)
+        usable = m.request.gpu_bytes or nominal // 4
         reserve = said(0, "derived", "none: the arena is only memory")
     return {
         "nominal_bytes": said(nominal, "derived", "memory of the device"),

@@ -16,7 +16,7 @@ from planner.speed import Reading
 from runtime.calibration import EngineFit, Probes
 from runtime.gauge import Gauge
 from runtime.kernels import MOST_TOKENS, Kernels
-from runtime.machine import in_use_bytes
+from runtime.machine import device_memory_bytes, in_use_bytes
 from runtime.profile_document import Measured, document
 from runtime.profile_link import link_probe
 from runtime.timing import Operands, Round, Series, Timer
@@ -61,6 +61,10 @@ class Profiler:
         if request.hidden > widest:
             what = f"{request.hidden} is wider than the operands measured here"
             raise InputError(what, where="--hidden", cure=f"Give at most {widest}, or a narrower --dtype")
+        there = device_memory_bytes(self.device)
+        if request.gpu_bytes and request.gpu_bytes > there:
+            what = f"{request.gpu_bytes / 1e9:g} GB is more than the {there / 1e9:.4g} GB of this device"
+            raise InputError(what, where="--gpu-memory-gb", cure="Give less, or leave it out")
         self._in_use = in_use_bytes(self.device)
         self.round = Round(Timer(self.device))
         self._readings: list[Reading] = []

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import io
-from itertools import pairwise
 from typing import Any
 
 import pytest
 from helpers import decisions_of, ideal_hardware, ragged, random_decisions, small_model, uniform_batches
 from hypothesis import given, settings
 from rich.console import Console
+from slow_clocks import advance
 
 from planner.attribution import Attribution, attribute, fill_seconds
+from planner.columns import columns_of
 from planner.cost_terms import Part, TermCosts, terms
 from planner.costs import CostModel, OpCost
-from planner.critical_path import Stretch, critical_path, cut
+from planner.critical_path import IDLE, Path, critical_path
 from planner.decisions import Decisions
 from planner.explain_report import explain_report, explain_result
 from planner.forms import ACT_HOST, KV_GPU, KV_HOST
@@ -24,7 +25,7 @@ from planner.operation import Operation
 from planner.planning import make_plan
 from planner.policies import POLICIES
 from planner.schedule import Schedule
-from planner.simulator import Durations, advance, simulate
+from planner.simulator import Durations, simulate
 from planner.timeline import Timeline
 from planner.verdict import term_seconds, verdict
 
@@ -95,10 +96,13 @@ def test_a_faster_resource_gains_no_more_than_what_is_exposed(decisions: Decisio
 @given(decisions=random_decisions(layers=3))
 @settings(deadline=None, max_examples=30)
 def test_the_path_is_a_chain(decisions: Decisions) -> None:
-    operations = list(Schedule(MODEL, decisions))
-    path = critical_path(simulate(CostModel(CROWDED, MODEL), decisions), operations)
-    assert path[0].start_s == 0
-    assert all(a.end_s == b.start_s for a, b in pairwise(path))
+    path = critical_path(simulate(CostModel(CROWDED, MODEL), decisions), columns_of(Schedule(MODEL, decisions)))
+    assert path.start_s[0] == 0
+    assert path.start_s[1:].tolist() == path.end_s[:-1].tolist()
+
+
+def stretches(path: Path) -> list[tuple[int, float, float]]:
+    return list(zip(path.op.tolist(), path.start_s.tolist(), path.end_s.tolist(), strict=True))
 
 
 def test_a_path_by_hand() -> None:
@@ -118,13 +122,14 @@ def test_a_path_by_hand() -> None:
     ]
     seconds = [2.0, 4.0, 3.0, 4.0, 1.0, 0.5]
     spans = advance(ops, lambda op: seconds[op.id])
-    path = critical_path(Timeline(spans, 1), ops)
-    assert [(s.span.id if s.span else None, s.start_s, s.end_s) for s in path] == [
-        (0, 0, 2), (1, 2, 6), (3, 6, 10), (5, 10, 10.5),
-    ]  # fmt: skip
-    assert [(s.start_s, s.end_s) for s in cut(path, 1, 7)] == [(1, 2), (2, 6), (6, 7)]
+    path = critical_path(Timeline(spans, 1), columns_of(ops))
+    assert stretches(path) == [(0, 0, 2), (1, 2, 6), (3, 6, 10), (5, 10, 10.5)]
+    assert stretches(path.cut(1, 7)) == [(0, 1, 2), (1, 2, 6), (3, 6, 7)]
     late = [span._replace(start_s=span.start_s + 3, end_s=span.end_s + 3) for span in spans]
-    assert critical_path(Timeline(late, 1), ops)[0] == Stretch(None, 0.0, 3.0)
+    path = critical_path(Timeline(late, 1), columns_of(ops))
+    assert stretches(path)[0] == (IDLE, 0.0, 3.0)
+    assert path.idle_s == 3.0
+    assert IDLE not in path.running().op
 
 
 def test_a_slow_link_is_all_that_is_exposed() -> None:

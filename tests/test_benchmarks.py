@@ -7,6 +7,7 @@ import io
 from rich.console import Console
 
 from benchmarks.demo import ROOT, load, table, with_table
+from benchmarks.simulator import job, summary
 from planner.hardware import load_hardware
 from planner.model import load_model
 from planner.planning import make_plan
@@ -40,3 +41,10 @@ def test_readme_shows_the_plan_that_the_command_prints() -> None:
     for line in block.splitlines():
         shown = " ".join(line.split())
         assert shown in lines or not shown or "left out" in shown or set(shown) == {"─"}, f"stale in README: {line}"
+
+
+def test_the_simulator_benchmark_counts_operations() -> None:
+    found = job(load_hardware("rtx4090-pcie4"), "opt-125m", 40, POLICIES["kv-only"])
+    assert found["operations"] > 12 * 127
+    assert min(found[key] for key in ("plan_s", "simulate_s", "explain_s")) > 0
+    assert "1 of 1 jobs of the grid are feasible" in summary(found, [found])

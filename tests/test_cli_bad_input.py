@@ -17,6 +17,9 @@ import yaml
 from cli_helpers import LENGTHS, cli, tiny_opt, write_prompts, write_small_profile
 from safetensors.torch import load_file, save_file
 
+from planner.errors import InputError
+from planner.files import check_writable
+
 ROOT = Path(__file__).resolve().parents[1]
 JOB = f"--model opt-tiny --hardware {{d}}/small.yaml {LENGTHS}"
 FILE = "--model opt-tiny --hardware {d}/small.yaml --workload"
@@ -484,3 +487,11 @@ def test_a_closed_stdout_is_one_message(redirect: str, why: str) -> None:
 
 def test_nowhere_to_complain_to_keeps_the_exit_code() -> None:
     assert process("show nothing", "2>&-").returncode == 2
+
+
+def test_a_pipe_as_output_is_refused_at_once(tmp_path: Path) -> None:
+    """Opening it would wait for a reader, for ever."""
+    pipe = tmp_path / "pipe.yaml"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match="this is a pipe"):
+        check_writable(pipe)

@@ -7,15 +7,15 @@ import itertools
 import pytest
 from helpers import ideal_hardware, random_decisions, small_model
 from hypothesis import given, settings
+from slow_clocks import advance, fast
 
-from planner.contention import Clocks, Contention
+from planner.contention import Contention
 from planner.costs import CostModel
 from planner.decisions import Decisions
 from planner.hardware import HardwareProfile, load_hardware
 from planner.link import MAX_COMPUTE_LOST
 from planner.operation import STREAMS, Operation
 from planner.schedule import Schedule
-from planner.simulator import advance
 
 MODEL = small_model()
 
@@ -29,7 +29,7 @@ def op(i: int, stream: str, *waits: int) -> Operation:
 
 
 def run(hardware: HardwareProfile, ops: list[Operation], seconds: list[float]) -> list[tuple[float, float]]:
-    spans = Clocks(ops, lambda one: seconds[one.id], Contention(hardware.link)).run()
+    spans = fast(ops, lambda one: seconds[one.id], Contention(hardware.link))
     return [(span.start_s, span.end_s) for span in spans]
 
 
@@ -70,9 +70,9 @@ def test_where_nothing_slows_anything_both_clocks_agree(decisions: Decisions) ->
         return costs.h2d(one.nbytes) if one.nbytes else 1e-5 * (1 + one.id % 7)
 
     alone = ideal_hardware()
-    assert Contention(alone.link).none
+    assert {speed for speeds in Contention(alone.link).table.values() for speed in speeds} == {1.0}
     left = advance(ops, seconds)
-    right = Clocks(ops, seconds, Contention(alone.link)).run()
+    right = fast(ops, seconds, Contention(alone.link))
     for one, other in zip(left, right, strict=True):
         assert (one.start_s, one.end_s) == pytest.approx((other.start_s, other.end_s), abs=1e-12)
 
@@ -88,7 +88,7 @@ def test_contention_loses_time_and_never_work(decisions: Decisions) -> None:
     def seconds(one: Operation) -> float:
         return 1e-5 * (1 + one.id % 7)
 
-    spans = Clocks(ops, seconds, Contention(hardware.link)).run()
+    spans = fast(ops, seconds, Contention(hardware.link))
     cuts = sorted({at for span in spans for at in (span.start_s, span.end_s)})
     done = [0.0] * len(spans)
     for start, end in itertools.pairwise(cuts):

@@ -83,6 +83,13 @@ def test_bounds_may_count_on_no_table_beyond_the_second_size() -> None:
     assert s.best_within(1e9) == 30e3
 
 
+def test_bounds_may_count_on_no_rate_beyond_either_size() -> None:
+    s = surface((1, [(8, 10e3), (16, 5e3)]), (100, [(8, 30e3), (16, 40e3)]))
+    assert s.best_up_to(16, 1) == 10e3 == s.at(8, 1)  # a shorter one is faster
+    assert s.best_up_to(12, 100) == s.at(12, 100) < 40e3
+    assert s.best_up_to(1e9, 1e9) == 40e3
+
+
 def test_slices_ascend() -> None:
     with pytest.raises(ValueError, match="ascend"):
         surface((2, [(1, 1e3)]), (1, [(1, 1e3)]))

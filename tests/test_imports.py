@@ -35,7 +35,8 @@ def imported(path: Path) -> set[str]:
 def test_packages_import_only_what_they_may(package: str) -> None:
     assert files(package)
     for path in files(package):
-        wrong = imported(path) & (OURS - MAY_IMPORT[package])
+        front_door = {"hybridserve"} if path.name == "entry.py" else set()  # what it is there to import
+        wrong = imported(path) & (OURS - MAY_IMPORT[package] - front_door)
         assert not wrong, f"{path.name} imports {wrong}"
 
 

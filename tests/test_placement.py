@@ -81,9 +81,9 @@ def test_chunks_are_as_full_as_they_can_be() -> None:
     batches = tuple(uniform_batches([5, 2], 10, 2, KV_HOST))
     passes = chunk_prompts(batches, dict.fromkeys(range(7), 10), 30, 50)
     assert [[(c.mini_batch, c.requests) for c in chunks] for chunks in passes] == [
-        [(0, (0, 1, 2)), (0, (3, 4))],
-        [(1, (5, 6))],
-    ]
+        [(0, (0, 1, 2))],
+        [(0, (3, 4)), (1, (5, 6))],
+    ]  # passes are level
 
 
 @given(st.integers(1, 100), st.data())

@@ -35,7 +35,7 @@ RAGGED = Workload(
 def small_plan() -> Plan:
     """Two streamed layers or more, and blocks on both sides of the link."""
     model = small_model(layers=4)
-    hardware = SERVER.with_values(**{"gpu.memory.usable_bytes": 1.24e9 + 13e6, "gpu.memory.nominal_bytes": 2e9})
+    hardware = SERVER.with_values(**{"gpu.memory.usable_bytes": 1.24e9 + 11e6, "gpu.memory.nominal_bytes": 2e9})
     return make_plan(hardware, model, RAGGED, HYBRID, Options(mini_batches=2, max_resident_layers=2))
 
 
@@ -113,7 +113,7 @@ def lengths_mixed(data: Data) -> None:
     data["decisions"]["mini_batches"][0]["groups"][0]["requests"] = "0-1"
 
 
-GROUP = "decisions.mini_batches.0.groups.0"
+GROUP = "decisions.waves.0.mini_batches.0.groups.0"
 
 
 def beyond_the_budget(data: Data) -> None:
@@ -129,7 +129,7 @@ def beyond_the_budget(data: Data) -> None:
 BINDING = PLAN.prediction.binding
 OTHER = {"link": "compute", "compute": "link"}
 BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
-    ("version", put("schema_version", 2), "schema_version", "should be 1"),
+    ("version", put("schema_version", 3), "schema_version", "should be 2"),
     ("unknown key", put("decision", {}), "decision", "unknown key"),
     ("unknown key below", put("decisions.weight_slot", 2), "decisions.weight_slot", "'weight_slots'"),
     ("missing key", drop("decisions.cache_slots"), "decisions.cache_slots", "missing"),
@@ -148,7 +148,7 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("workload gone", put("workload", {}), "workload", "runs"),
     ("made for fewer", put("made_for.requests", 4), "made_for.requests", "planned for 4"),
     ("request twice", twice, "mini_batches.1.groups.", "is in two groups"),
-    ("request missing", drop("decisions.mini_batches.1"), "decisions.mini_batches", "is in no mini-batch"),
+    ("request missing", drop("decisions.waves.0.mini_batches.1"), "decisions.waves", "is in no mini-batch"),
     ("request unknown", put(f"{GROUP}.requests", "0-99"), f"{GROUP}", "not within the 5 requests"),
     ("range backwards", put(f"{GROUP}.requests", "3-1"), f"{GROUP}", "not within the 5 requests"),
     ("range of nonsense", put(f"{GROUP}.requests", "all"), f"{GROUP}.requests", "match pattern"),
@@ -158,12 +158,13 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("a block more", one_block_more, f"{GROUP}.blocks", "which take"),
     ("blocks gone", put(f"{GROUP}.blocks", []), f"{GROUP}.blocks", "0 blocks"),
     ("endless blocks", put(f"{GROUP}.blocks.0.1", 10**12), f"{GROUP}.blocks", "which take"),
-    ("layer out of range", put("decisions.resident_layers", [4]), "decisions.resident_layers", "4 different numbers"),
-    ("layer twice", put("decisions.resident_layers", [1, 1]), "decisions.resident_layers", "different"),
+    ("layer out of range", put("decisions.resident_layers", [4]), "decisions.resident_layers", "layers are 0 to 3"),
+    ("layer twice", put("decisions.resident_layers", [1, 1]), "decisions.resident_layers", "each at most once"),
     ("layer negative", put("decisions.resident_layers", [-1]), "resident_layers.0", "greater than or equal to 0"),
     ("no weight slots", put("decisions.weight_slots", 0), "decisions.weight_slots", "need a slot"),
     ("no cache slots", put("decisions.cache_slots", 0), "decisions.cache_slots", "greater than or equal to 1"),
-    ("no mini-batches", put("decisions.mini_batches", []), "decisions.mini_batches", "at least 1"),
+    ("no mini-batches", put("decisions.waves.0.mini_batches", []), "decisions.waves.0.mini_batches", "at least 1"),
+    ("no waves", put("decisions.waves", []), "decisions.waves", "at least 1"),
     ("other slots", put("decisions.cache_slots", 3), "memory.gpu", "does not follow"),
     ("budget edited", put("memory.gpu.planned_bytes", 1), "memory.gpu", "does not follow"),
     ("budget gone", drop("memory.host"), "memory.host", "does not follow"),
@@ -183,6 +184,13 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("a stream endless", put("prediction.streams.d2h.bytes_per_s", float("inf")), "d2h.bytes_per_s", "finite"),
     ("bound edited", put("bound_total_s", 1e-9), "gap", "is not 1 - bound_total_s / total_s"),
     ("gap edited", put("gap", 0.5), "gap", "0.5 is not 1 - bound_total_s / total_s"),
+    ("objective edited", put("objective_total_s", 1e3), "objective_total_s", "is not what `why` says"),
+    ("a step gone", drop("what_if.2"), "what_if", "+1 GB/s of link"),
+    ("a step renamed", put("what_if.0.change", "+2 GB/s of link"), "what_if", "not +2 GB/s of link"),
+    ("more than the share", put("what_if.1.tokens_per_s", 1e6), "what_if.1", "more than that share"),
+    ("worth of what does not bind", put("what_if.3.at_first_tokens_per_s", 1.0), "what_if.3", "does not bind"),
+    ("worth negative", put("what_if.2.tokens_per_s", -1.0), "what_if.2.tokens_per_s", "greater than or equal to 0"),
+    ("how unknown", put("what_if.2.how", "guessed"), "what_if.2.how", "duals"),
     ("beyond the budget", beyond_the_budget, "memory.gpu.planned_bytes", "the decisions take"),
 ]
 

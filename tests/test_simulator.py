@@ -7,13 +7,15 @@ from collections import defaultdict
 import pytest
 from helpers import decisions_of, ideal_hardware, random_decisions, small_model, uniform_batches
 from hypothesis import given, settings
+from slow_clocks import fast
 
+from planner.contention import Contention
 from planner.costs import CostModel
 from planner.decisions import Decisions
 from planner.forms import ACT_HOST, KV_GPU, KV_HOST
 from planner.operation import STREAMS, Operation
 from planner.schedule import Schedule
-from planner.simulator import advance, simulate
+from planner.simulator import simulate
 from planner.timeline import Span, Timeline
 
 MODEL = small_model(layers=3)
@@ -50,7 +52,7 @@ def test_overlap_by_hand() -> None:
         Operation(4, "forward", "compute", 1, 0, 1, waits=(2,)),
         Operation(5, "sample", "compute", 1, -1, 0, waits=(3,)),
     ]
-    spans = advance(ops, Given([2.0, 4.0, 3.0, 4.0, 1.0, 0.5]).of)
+    spans = fast(ops, Given([2.0, 4.0, 3.0, 4.0, 1.0, 0.5]).of, Contention(COSTS.hardware.link))
     assert [(s.start_s, s.end_s) for s in spans] == [(0, 2), (2, 6), (2, 5), (6, 10), (6, 7), (10, 10.5)]
     assert [s.nbytes for s in spans] == [10, 0, 15, 4, 0, 0]
 

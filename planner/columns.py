@@ -1,0 +1,214 @@
+"""A schedule as columns of numbers: what simulating it and accounting for it needs, without an object per operation.
+
+The layers of a step, and most steps, are alike. So the schedule itself is asked for the operations of one section of
+each kind, with placeholders for what they wait for of earlier sections; all others are copies with the placeholders
+filled in. Nothing is said here about what a schedule does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from planner.operation import KINDS, STREAMS, Buffer, Operation
+from planner.schedule import HOST, Schedule, Section
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+KIND_CODE = {kind: code for code, kind in enumerate(KINDS)}
+STREAM_CODE = {stream: code for code, stream in enumerate(STREAMS)}
+COMPUTE = STREAM_CODE["compute"]
+_LOAD_WEIGHTS = KIND_CODE["load_weights"]
+_NOBODY = -1
+"""In place of an operation where nothing needs to be waited for."""
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Compute operations by kind, step, part and pass, which are all that their duration depends on."""
+
+    rows: Ints
+    """[operations] compute operations."""
+    first: Ints
+    """[groups] one operation of each group."""
+    group: Ints
+    """[operations] the group of each of `rows`."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Operations in issue order. Shapes: [operations], unless said otherwise."""
+
+    kind: Ints
+    """Index into KINDS."""
+    stream: Ints
+    """Index into STREAMS."""
+    step: Ints
+    layer: Ints
+    part: Ints
+    nbytes: Ints
+    offset: Ints
+    waits: Ints
+    """[waits] what each operation waits for, one after the other."""
+    wait_counts: Ints
+    """How many of `waits` belong to each."""
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    def operation(self, i: int) -> Operation:
+        """Operation i, without its waits and buffers."""
+        return Operation(
+            i, KINDS[self.kind[i]], STREAMS[self.stream[i]], int(self.step[i]), int(self.layer[i]), int(self.part[i]),
+            nbytes=int(self.nbytes[i]), offset=int(self.offset[i]),
+        )  # fmt: skip
+
+    def is_kind(self, *kinds: str) -> npt.NDArray[np.bool_]:
+        """Which operations are of one of `kinds`."""
+        return np.isin(self.kind, [KIND_CODE[kind] for kind in kinds])
+
+    @cached_property
+    def queues(self) -> list[Ints]:
+        """Of every stream its operations in order."""
+        return [np.flatnonzero(self.stream == code) for code in range(len(STREAMS))]
+
+    @cached_property
+    def waiting(self) -> Ints:
+        """[waits] the operation that waits."""
+        return np.repeat(np.arange(len(self)), self.wait_counts)
+
+    @cached_property
+    def needs(self) -> Ints:
+        """[streams, operations] how many operations of each stream must have ended before this one may start."""
+        position = np.empty(len(self), np.int64)
+        for queue in self.queues:
+            position[queue] = np.arange(len(queue))
+        found = np.zeros((len(STREAMS), len(self)), np.int64)
+        np.maximum.at(found, (self.stream[self.waits], self.waiting), position[self.waits] + 1)
+        return found
+
+    @cached_property
+    def alike(self) -> Alike:
+        """Compute operations, grouped."""
+        rows = self.queues[COMPUTE]
+        steps, parts, passes = (int(column.max(initial=0)) + 1 for column in (self.step, self.part, self.offset[rows]))
+        code = ((self.kind * steps + self.step) * parts + self.part)[rows] * passes + self.offset[rows]
+        _, first, group = np.unique(code, return_index=True, return_inverse=True)
+        return Alike(rows, rows[first], group)
+
+
+def columns_of(operations: Iterable[Operation]) -> Columns:
+    """The columns of any operations, in issue order."""
+    ops = list(operations)
+    rows = [(KIND_CODE[o.kind], STREAM_CODE[o.stream], o.step, o.layer, o.part, o.nbytes, o.offset) for o in ops]
+    kind, stream, step, layer, part, nbytes, offset = np.array(rows, np.int64).reshape(-1, 7).T.copy()
+    waits = np.fromiter(chain.from_iterable(op.waits for op in ops), np.int64)
+    counts = np.array([len(op.waits) for op in ops], np.int64)
+    return Columns(kind, stream, step, layer, part, nbytes, offset, waits, counts)
+
+
+def schedule_columns(schedule: Schedule) -> Columns:
+    """The columns of a whole schedule that nothing has been read from."""
+    patterns: dict[Hashable, _Pattern] = {}
+    copies = _Copies(len(schedule.decisions.mini_batches))
+    for section in schedule.sections():
+        pattern = patterns.get(section.key)
+        if pattern is None:
+            pattern = patterns[section.key] = _Pattern.record(schedule, section, copies.mini_batches)
+        copies.add(schedule, section, pattern)
+    return copies.columns()
+
+
+class _Placeholders(dict[Buffer, int]):
+    """Marks while a section is recorded: a number below zero for what was marked before it, always the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Buffer] = []
+
+    def __contains__(self, buffer: object) -> bool:
+        return True
+
+    def __missing__(self, buffer: Buffer) -> int:
+        self.asked.append(buffer)
+        self[buffer] = -len(self.asked)
+        return self[buffer]
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    """One section with ids counted from its first operation. Host blocks are those of layer 0."""
+
+    columns: Columns
+    """Waits below zero are for what is marked for `asked`: the first is -1."""
+    asked: Sequence[Buffer]
+    marked: Sequence[tuple[Buffer, int]]
+    """What the section marks, in the end."""
+    passed: Sequence[int]
+    """What it adds to the counters of the schedule."""
+
+    @classmethod
+    def record(cls, schedule: Schedule, section: Section, mini_batches: int) -> _Pattern:
+        """Issue a section with placeholders and leave the schedule as it was."""
+        marks, before = schedule.marks.last, schedule.counters
+        placeholders = _Placeholders()
+        schedule.marks.last, schedule.issued = placeholders, 0
+        columns = columns_of(section.operations())
+        schedule.issued += before[0]
+        passed = [b - a for a, b in zip(before, schedule.counters, strict=True)]
+        schedule.marks.last, schedule.counters = marks, before
+        back = -max(section.layer, 0) * mini_batches
+        return cls(
+            columns, [_moved(buffer, back) for buffer in placeholders.asked],
+            [(_moved(buffer, back), op) for buffer, op in placeholders.items() if op >= 0], passed,
+        )  # fmt: skip
+
+
+def _moved(buffer: Buffer, by: int) -> Buffer:
+    """Host blocks have a slot for each layer; other buffers serve all layers."""
+    return (HOST, buffer[1] + by) if buffer[0] == HOST else buffer
+
+
+class _Copies:
+    """Patterns in the order of the job, and what makes each copy different."""
+
+    def __init__(self, mini_batches: int) -> None:
+        self.mini_batches = mini_batches
+        self._patterns: list[_Pattern] = []
+        self._differs: list[tuple[int, int, int, int, int]] = []
+        self._marked: list[int] = []
+
+    def add(self, schedule: Schedule, section: Section, pattern: _Pattern) -> None:
+        """A copy of `pattern` for `section`, which the schedule goes past."""
+        begins, last = schedule.issued, schedule.marks.last
+        self._patterns.append(pattern)
+        self._differs.append((begins, section.step, section.layer, schedule.target_layer, len(self._marked)))
+        forward = max(section.layer, 0) * self.mini_batches
+        self._marked += [last.get(_moved(buffer, forward), _NOBODY) for buffer in pattern.asked]
+        for buffer, op in pattern.marked:
+            last[_moved(buffer, forward)] = begins + op
+        schedule.counters = tuple(a + b for a, b in zip(schedule.counters, pattern.passed, strict=True))
+
+    def columns(self) -> Columns:
+        """All copies as one."""
+        parts = [pattern.columns for pattern in self._patterns]
+        kind, stream, part, nbytes, offset, waits = (
+            np.concatenate([getattr(one, name) for one in parts])
+            for name in ("kind", "stream", "part", "nbytes", "offset", "waits")
+        )
+        differs = np.array(self._differs, np.int64)
+        _, step, layer, target_layer, _ = np.repeat(differs, [len(one) for one in parts], axis=0).T
+        begins, _, _, _, marked_from = np.repeat(differs, [len(one.waits) for one in parts], axis=0).T
+        marked = np.array([*self._marked, _NOBODY], np.int64)
+        waits = np.where(waits >= 0, begins + waits, marked[np.where(waits >= 0, -1, marked_from - waits - 1)])
+        counts = np.concatenate([one.wait_counts for one in parts])
+        waiting = np.repeat(np.arange(len(kind)), counts)[waits != _NOBODY]
+        return Columns(
+            kind, stream, step.copy(), np.where(kind == _LOAD_WEIGHTS, target_layer, layer), part, nbytes, offset,
+            waits[waits != _NOBODY], np.bincount(waiting, minlength=len(kind)),
+        )  # fmt: skip

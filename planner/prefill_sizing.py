@@ -1,0 +1,156 @@
+"""How large chunks and passes of prefill may be: buffers against rates and sweeps over the weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from math import ceil
+
+from planner.costs import CostModel
+from planner.decisions import Decisions, PrefillPass, chunk_prompts
+from planner.ilp import PrefillSize
+from planner.memory import ALIGNMENT, TOKEN_BYTES, gpu_lines, planned_bytes, workspace_elements
+from planner.placement import MiniBatch
+from planner.workload import Workload
+
+CHUNK_TOKENS = (128, 256, 512, 1024, 2048)
+"""GEMM rates have levelled off at the last in every profile: larger chunks only need more workspace."""
+OFFERED_CHUNKS = (0, 512, 2048)
+"""Of which the split problem chooses, 0 standing for the longest prompt alone."""
+SHARES_OF_HIDING = (0.25, 1.0)
+"""Passes to choose from, in parts of one whose compute is as long as a layer's transfer."""
+RUNG = 2.0
+"""Between the buffer sizes that the relaxation tells apart."""
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A size to choose, in tokens."""
+
+    chunk: int
+    passed: int
+    size: PrefillSize
+
+
+class PrefillSizing:
+    """Of one job."""
+
+    def __init__(self, costs: CostModel, workload: Workload, store_elements: int) -> None:
+        """`store_elements`: of the store slots, per token of a chunk."""
+        self.costs, self.requests, self._store = costs, workload.requests, store_elements
+        self.longest = max(r.prompt_len for r in workload.requests)
+        self.tokens = workload.total_prompt_tokens
+        self.id_bytes = TOKEN_BYTES * (self.tokens + workload.total_generated_tokens)
+        # However many tokens each shall generate: a chunk takes equal prompts into one attention call.
+        self._prompts = Counter(r.prompt_len for r in workload.requests)
+        self._compute = lru_cache(maxsize=None)(self._compute_s)
+
+    # ---- sizes to choose from --------------------------------------------------------------------
+
+    def choices(self) -> list[Sized]:
+        """Sizes of which none is better than another in every way, the smallest first."""
+        found = sorted(set(self._offered()))
+        sized = [Sized(chunk, passed, self._size(chunk, passed)) for chunk, passed in found]
+        return [one for one in sized if not any(_better(other.size, one.size) for other in sized)]
+
+    def _offered(self) -> Iterator[tuple[int, int]]:
+        for least in OFFERED_CHUNKS:
+            chunk = min(max(self.longest, least), self.tokens)
+            per_token = self.costs.projections(chunk).seconds / chunk
+            hiding = self.costs.h2d(self.costs.model.layer_bytes) / per_token
+            for tokens in (chunk, *(share * hiding for share in SHARES_OF_HIDING), self.tokens):
+                yield chunk, min(self.tokens, chunk * max(1, ceil(tokens / chunk)))
+
+    def _size(self, chunk: int, passed: int) -> PrefillSize:
+        nbytes = self._bytes(chunk, passed, len(self.requests), self._store)
+        return PrefillSize(nbytes, self._compute(chunk), -(-self.tokens // passed))
+
+    @cached_property
+    def rungs(self) -> list[PrefillSize]:
+        """For the bound: each stands for buffers from its bytes up to the next one's, at the best that these allow."""
+        least = self._bytes(self.longest, self.longest, 1, 0)
+        most = self._bytes(min(max(self.longest, CHUNK_TOKENS[-1]), self.tokens), self.tokens, 1, 0)
+        found: list[PrefillSize] = []
+        nbytes = least
+        while not found or nbytes < most:
+            upper = nbytes * RUNG if nbytes * RUNG < most else float("inf")
+            found.append(self._rung(nbytes, upper))
+            nbytes *= RUNG
+        return [one for one in found if not any(_better(other, one) for other in found)]
+
+    def _rung(self, nbytes: float, upper: float) -> PrefillSize:
+        model = self.costs.model
+        of_passes = upper - self._bytes(self.longest, 0, 1, 0)
+        passed = min(float(self.tokens), max(of_passes / (model.element_bytes * model.hidden), self.longest))
+        each = self._bytes(1, 1, 1, 0) - self._bytes(0, 0, 1, 0)
+        chunk = min(float(self.tokens), max((upper - self.id_bytes) / each, self.longest))
+        return PrefillSize(nbytes, self._floor_s(int(min(chunk, passed))), ceil(self.tokens / passed))
+
+    def _bytes(self, chunk: int, passed: int, sampled: int, store: int) -> float:
+        model = self.costs.model
+        elements = passed * model.hidden + workspace_elements(model, chunk, min(sampled, chunk)) + store * chunk
+        return float(model.element_bytes * elements + self.id_bytes)
+
+    # ---- compute ---------------------------------------------------------------------------------
+
+    def _compute_s(self, chunk: int) -> float:
+        """At the rates of chunks of `chunk` tokens, with the overhead of every chunk."""
+        costs, chunks = self.costs, self.tokens / chunk
+        attention = 0.0
+        for prompt, alike in self._prompts.items():
+            together = min(alike, max(chunk // prompt, 1))
+            attention += alike / together * costs.prefill_attention(prompt, together).seconds
+        return self._seconds(chunks * costs.projections(chunk).seconds + attention, ceil(chunks))
+
+    def _floor_s(self, chunk: int) -> float:
+        """The least for chunks of at most `chunk` tokens, at the best rate there is."""
+        costs, gpu = self.costs, self.costs.hardware.gpu
+        sizes = {int(size) for size in gpu.gemm_rates(costs.model.dtype).sizes if 1 <= size < chunk}
+        per_token = min(costs.projections(size).seconds / size for size in sizes | {chunk})
+        attention = 0.0
+        for prompt, alike in self._prompts.items():
+            best = gpu.achieved.prefill_attention_flops_by_tokens.best_within(alike, prompt)
+            attention += costs.prefill_attention(prompt, alike).flops / best
+        return self._seconds(self.tokens * per_token + attention, -(-self.tokens // chunk))
+
+    def _seconds(self, products_s: float, chunks: int) -> float:
+        """All layers: projections and attention as given, and what every chunk costs beside."""
+        costs, achieved = self.costs, self.costs.hardware.gpu.achieved
+        kept = costs.elementwise(4 * self.tokens * costs.model.d_kv).seconds
+        layer = (products_s + kept) * achieved.engine_slowdown.prefill.value
+        layer += chunks * achieved.forward_overhead_s.value
+        return costs.model.layers * layer + costs.sample(len(self.requests)).seconds
+
+    # ---- passes ----------------------------------------------------------------------------------
+
+    def widest(self, decisions: Decisions, chunk: int, passed: int) -> Decisions:
+        """Let prefill use every byte that decode's buffers and the rest of the budget leave it.
+
+        Larger chunks run at better rates, and longer passes load the streamed weights less often.
+        """
+        model, budget = self.costs.model, self.costs.hardware.gpu.budget_bytes
+        for wider in (size for size in reversed(CHUNK_TOKENS) if size > chunk):
+            passes = self.passes(decisions.mini_batches, wider, max(wider, passed))
+            if planned_bytes(gpu_lines(model, replace(decisions, prefill_passes=passes))) <= budget:
+                chunk, passed = wider, max(wider, passed)
+                decisions = replace(decisions, prefill_passes=passes)
+                break
+        lines = gpu_lines(model, decisions)
+        # Not `planned_bytes`: prefill may grow up to the whole budget.
+        taken = sum(line.nbytes for line in lines if line.phase == "always")
+        others = sum(line.nbytes for line in lines if line.phase == "prefill" and not line.name.startswith("hidden"))
+        room = budget - taken - others - (len(lines) + 1) * ALIGNMENT
+        tokens = min(self.tokens, room // (model.hidden * model.element_bytes))
+        return replace(decisions, prefill_passes=self.passes(decisions.mini_batches, chunk, max(tokens, passed)))
+
+    def passes(self, batches: tuple[MiniBatch, ...], chunk: int, passed: int) -> tuple[PrefillPass, ...]:
+        """The prompts of `batches` in chunks and passes of at most so many tokens."""
+        return chunk_prompts(batches, {i: r.prompt_len for i, r in enumerate(self.requests)}, chunk, passed)
+
+
+def _better(one: PrefillSize, other: PrefillSize) -> bool:
+    """True when `one` is no worse in anything, and not the same."""
+    mine, its = (one.nbytes, one.compute_s, one.sweeps), (other.nbytes, other.compute_s, other.sweeps)
+    return mine != its and all(a <= b for a, b in zip(mine, its, strict=True))
