@@ -44,7 +44,7 @@ class Point:
         keys = ("h2d", "d2h", "h2d_during_d2h", "d2h_during_h2d")
         link = {f"link.{key}_bytes_per_s": self.link_bytes_per_s for key in keys}
         hardware = profile.with_values(**link, **{"gpu.memory.usable_bytes": float(self.arena_bytes)})
-        options = Options(act_share=self.act_share, mini_batches=self.mini_batches, max_resident_layers=0)
+        options = Options(act_share=self.act_share, mini_batches=self.mini_batches, max_resident_layers=0, waves=1)
         return make_plan(hardware, self.model, self.workload, POLICIES[self.policy], options)
 
     @property

@@ -10,6 +10,7 @@ import argparse
 import datetime
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from typing import Any, TypeVar
 
@@ -51,7 +52,7 @@ def job(
     model, work = load_model(model_name), Workload.uniform(REQUESTS, prompt_len, GEN_LEN)
     about: dict[str, Any] = {"model": model_name, "prompt_len": prompt_len, "policy": policy.name}
     try:
-        plan, plan_s = timed(lambda: make_plan(hardware, model, work, policy, options))
+        plan, plan_s = timed(lambda: make_plan(hardware, model, work, policy, replace(options or Options(), waves=1)))
     except InfeasibleError as error:
         return {**about, "infeasible": str(error)}
     # A cost model of its own: nothing is priced already.

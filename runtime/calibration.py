@@ -178,7 +178,7 @@ def job_plan(profile: HardwareProfile, hidden: int, dtype: str, job: Workload) -
     reserve = profile.gpu.memory.context_reserve_bytes.value
     usable = min(profile.gpu.memory.usable_bytes.value, arena + reserve)
     hardware = hardware.with_values(**{"gpu.memory.usable_bytes": usable})
-    options = Options(act_share=0.5, mini_batches=2, max_resident_layers=0)
+    options = Options(act_share=0.5, mini_batches=2, max_resident_layers=0, waves=1)
     return make_plan(hardware, model, job, POLICIES["hybrid"], options)
 
 

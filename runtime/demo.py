@@ -44,7 +44,7 @@ TURNS = 2
 CURVE_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SLOTS_SHARE = 0.9
 """Arena beside weights, as a share of the whole batch's K and V in one layer: room for slots, hardly for residents."""
-STREAMED = Options(max_resident_layers=0)
+STREAMED = Options(max_resident_layers=0, waves=1)
 """The arena could keep a model of four layers; the card cannot keep the forty-eight that it stands for."""
 
 

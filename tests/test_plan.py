@@ -122,7 +122,7 @@ def test_a_workload_beyond_the_model_is_a_bad_input() -> None:
 
 
 def test_more_mini_batches_than_requests_is_as_many_as_requests() -> None:
-    plan = make_plan(SERVER, small_model(), Workload.uniform(3, 20, 4), HYBRID, Options(mini_batches=8))
+    plan = make_plan(SERVER, small_model(), Workload.uniform(3, 20, 4), HYBRID, Options(mini_batches=8, waves=1))
     assert len(plan.decisions.mini_batches) == 3
 
 

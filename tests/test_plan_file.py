@@ -99,18 +99,18 @@ def drop(path: str) -> Callable[[Data], None]:
 
 
 def twice(data: Data) -> None:
-    groups = data["decisions"]["mini_batches"]
+    groups = data["decisions"]["waves"][0]["mini_batches"]
     groups[1]["groups"].append(copy.deepcopy(groups[0]["groups"][0]))
 
 
 def one_block_more(data: Data) -> None:
-    data["decisions"]["mini_batches"][0]["groups"][0]["blocks"][0][1] += 1
+    data["decisions"]["waves"][0]["mini_batches"][0]["groups"][0]["blocks"][0][1] += 1
 
 
 def lengths_mixed(data: Data) -> None:
-    for batch in data["decisions"]["mini_batches"]:
+    for batch in data["decisions"]["waves"][0]["mini_batches"]:
         batch["groups"] = batch["groups"][:1]
-    data["decisions"]["mini_batches"][0]["groups"][0]["requests"] = "0-1"
+    data["decisions"]["waves"][0]["mini_batches"][0]["groups"][0]["requests"] = "0-1"
 
 
 GROUP = "decisions.waves.0.mini_batches.0.groups.0"
