@@ -41,8 +41,8 @@ def plan_command(
     prompt_len: flags.PromptLen = None, gen_len: flags.GenLen = None, workload: flags.WorkloadFile = None,
     policy: Annotated[str, typer.Option("--policy", help=f"One of: {', '.join(POLICIES)}.")] = "hybrid",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan here.")] = None,
-    act_share: flags.ActShare = None, mini_batches: flags.MiniBatches = None, dtype: flags.Dtype = None,
-    gpu_memory_gb: flags.GpuGb = None, as_json: flags.Json = False,
+    act_share: flags.ActShare = None, mini_batches: flags.MiniBatches = None, waves: flags.Waves = None,
+    dtype: flags.Dtype = None, gpu_memory_gb: flags.GpuGb = None, as_json: flags.Json = False,
 ) -> None:  # fmt: skip
     """Find the best plan, with its bound.
 
@@ -54,7 +54,7 @@ def plan_command(
     selection.check_files({"--output": output}, [workload, Path(hardware), *selection.model_files(model)])
     spec, profile = load_model(model, dtype), selection.capped(load_hardware(hardware), gpu_memory_gb)
     job = _job(requests, prompt_len, gen_len, workload, model)
-    fixed = selection.options(act_share, mini_batches, job)
+    fixed = selection.options(act_share, mini_batches, waves, job)
     with terminal.status(f"planning {chosen.name}"):
         found = make_plan(profile, spec, job, chosen, fixed)
     if output:
@@ -212,8 +212,8 @@ def compare_command(
     prompt_len: flags.PromptLen = None, gen_len: flags.GenLen = None, workload: flags.WorkloadFile = None,
     policies: Annotated[str, typer.Option("--policies", help="Names, separated by commas.")] = ",".join(POLICIES),
     execute: Annotated[bool, typer.Option("--execute", help="Run each plan and show the measurement.")] = False,
-    act_share: flags.ActShare = None, mini_batches: flags.MiniBatches = None, dtype: flags.Dtype = None,
-    gpu_memory_gb: flags.GpuGb = None, as_json: flags.Json = False,
+    act_share: flags.ActShare = None, mini_batches: flags.MiniBatches = None, waves: flags.Waves = None,
+    dtype: flags.Dtype = None, gpu_memory_gb: flags.GpuGb = None, as_json: flags.Json = False,
 ) -> None:  # fmt: skip
     """Plan the same job with several policies, side by side, and with --execute run them.
 
@@ -223,7 +223,7 @@ def compare_command(
     selection.check_share(act_share, chosen, "--policies")
     spec, profile = load_model(model, dtype), selection.capped(load_hardware(hardware), gpu_memory_gb)
     job = _job(requests, prompt_len, gen_len, workload, model)
-    fixed = selection.options(act_share, mini_batches, job)
+    fixed = selection.options(act_share, mini_batches, waves, job)
     if execute:
         _need_runtime()
     refused: dict[str, str] = {}

@@ -19,6 +19,7 @@ WorkloadFile = Annotated[
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float16, bfloat16 or float32, instead of the config's.")]
 ActShare = Annotated[float | None, typer.Option("--act-share", min=0, max=1, help="Force this share of ACT blocks.")]
 MiniBatches = Annotated[int | None, typer.Option("--mini-batches", min=1, help="Force this many mini-batches.")]
+Waves = Annotated[int | None, typer.Option("--waves", min=1, help="Run the job in this many parts, one by one.")]
 GpuGb = Annotated[
     float | None, typer.Option("--gpu-memory-gb", min=0.001, max=10**6, help="Cap GPU memory (GB = 10^9 bytes).")
 ]

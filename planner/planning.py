@@ -11,7 +11,6 @@ from planner.costs import CostModel
 from planner.decisions import Decisions, act_share
 from planner.errors import HybridserveError
 from planner.explain import reasons
-from planner.feasibility import explain_infeasible
 from planner.files import validate
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec
@@ -44,7 +43,7 @@ def make_plan(
     search = WaveSearch(costs, workload, policy, options or Options())
     found = search.run()
     if found is None:
-        raise explain_infeasible(search.hardest(), policy)
+        raise search.refusal()
     why = reasons(costs, policy, found.waves, found.timeline, search.options, search.short_memory(found))
     why += disagreement(costs, found.waves, found.timeline, found.objective_s)
     more = what_if(found.parts, found.timeline.total_s, found.timeline.generated_tokens)

@@ -55,12 +55,15 @@ def capped(profile: HardwareProfile, gpu_memory_gb: float | None) -> HardwarePro
     return profile.with_values(**{"gpu.memory.usable_bytes": wanted})
 
 
-def options(act_share: float | None, mini_batches: int | None, workload: Workload) -> Options:
+def options(act_share: float | None, mini_batches: int | None, waves: int | None, workload: Workload) -> Options:
     """What the caller fixes instead of the solver."""
     if mini_batches and mini_batches > len(workload):
         what = f"{mini_batches} mini-batches for {len(workload)} requests"
         raise InputError(what, where="--mini-batches", cure=f"Give at most {len(workload)}")
-    return Options(act_share=act_share, mini_batches=mini_batches)
+    if waves and waves > len(workload):
+        what = f"{waves} waves for {len(workload)} requests"
+        raise InputError(what, where="--waves", cure=f"Give at most {len(workload)}")
+    return Options(act_share=act_share, mini_batches=mini_batches, waves=waves)
 
 
 def check_share(act_share: float | None, policies: Iterable[Policy], flag: str) -> None:

@@ -1,5 +1,8 @@
 """Cuts a job into waves that run one after the other, and plans each: how many, and who runs with whom.
 
+A job that memory holds at once is a single wave unless more are asked for: a smaller one may take less time, since it
+leaves the GPU more room for each request, but what bounds every cut of unlike requests is too loose to prove much.
+
 Requests that end together belong together: a wave runs until its longest request has ended, and every step loads the
 weights once for all. So requests are sorted by generation length and cut into consecutive waves of equal memory demand.
 The number of waves is searched like the number of mini-batches: by branch and bound over intervals of it.
@@ -14,10 +17,12 @@ from dataclasses import dataclass, replace
 from planner.best import best_of
 from planner.costs import CostModel
 from planner.decisions import Decisions
-from planner.feasibility import shortage
+from planner.errors import InfeasibleError
+from planner.feasibility import explain_infeasible, shortage
 from planner.forms import blocks_for
 from planner.policies import Policy
 from planner.search import TOLERANCE, Found, Options, Search
+from planner.tables import size
 from planner.timeline import Timeline
 from planner.wave_bound import WaveBound
 from planner.wave_timeline import simulate_waves
@@ -31,7 +36,11 @@ FEW_KINDS = 2
 
 @dataclass(frozen=True)
 class FoundWaves:
-    """The best plan found, and the bound that holds for every cut into waves and every choice within them."""
+    """The best plan found, and its bound.
+
+    That of a job that memory holds at once is over all ways to run it at once; of one that it does not, over every cut
+    into waves; of a number of waves that was asked for, over every cut into so many.
+    """
 
     waves: tuple[Decisions, ...]
     timeline: Timeline
@@ -58,7 +67,7 @@ class _Planned:
     parts: tuple[_Wave, ...]
 
     def bounded(self, bound_s: float) -> FoundWaves:
-        """With the bound of every cut."""
+        """With the bound found for it."""
         return FoundWaves(
             self.waves, self.timeline, bound_s, sum(part.found.objective_s for part in self.parts),
             [(part.search, part.found.decisions) for part in self.parts],
@@ -104,17 +113,19 @@ class WaveSearch:
         if chosen is not None:
             found, timeline = chosen
             best, proven = _Planned((found.decisions,), timeline, (_Wave(self.whole, found),)), [found.bound_s]
-        if len(self.requests) == 1 or fixed:
+        if best or len(self.requests) == 1 or fixed:
             return best.bounded(proven[0]) if best else None
-        return self._more_waves(best, proven)
+        return self._more_waves()
 
     def _fixed(self, count: int) -> FoundWaves | None:
         """As many waves as asked for."""
         planned, bound = self._plan(count), WaveBound(self.whole).of(count, count)
         return planned.bounded(min(bound.total_s, planned.timeline.total_s)) if planned and bound else None
 
-    def _more_waves(self, best: _Planned | None, proven: list[float]) -> FoundWaves | None:
-        bound = WaveBound(self.whole)
+    def _more_waves(self) -> FoundWaves | None:
+        """For a job that memory does not hold at once."""
+        bound, proven = WaveBound(self.whole), list[float]()
+        best: _Planned | None = None
         heap: list[tuple[float, int, int, float]] = []
 
         def push(low: int, high: int) -> None:
@@ -122,9 +133,9 @@ class WaveSearch:
             if found:
                 heapq.heappush(heap, (found.total_s, low, high, found.waves))
 
-        push(2 if best else 1, len(self.requests))
+        push(1, len(self.requests))
         tried: set[int] = set()
-        if best is None and heap and self.hardest().run() is not None:
+        if heap and self.hardest().run() is not None:
             best = self._first(bound.fewest_waves, tried)
         if best is None:
             return None
@@ -167,6 +178,20 @@ class WaveSearch:
                 longest = job.requests[0].prompt_len
                 hardest.append(Search(self.costs, job, self.policy.forms, self.options))
         return next((search for search in hardest if search.run() is None), hardest[0])
+
+    def refusal(self) -> InfeasibleError:
+        """Why `run` found nothing."""
+        hardest, fixed = self.hardest(), self.options.waves
+        if fixed is None or hardest.run() is None:
+            return explain_infeasible(hardest, self.policy)
+        count = self.options.mini_batches or len(self.requests)
+        gpu, host = shortage(self.whole.relaxed(count, count))
+        limit, device, missing = ("gpu_memory", "GPU", gpu) if gpu > host else ("host_memory", "host", host)
+        what = f"{self.policy.name} of {self.costs.model.name} has no plan for {len(self.requests)} requests in "
+        what += f"{fixed} wave{'s' if fixed > 1 else ''}"
+        if fixed == 1 and missing >= 1:
+            what += f": {size(missing)} of {device} memory are missing"
+        return InfeasibleError(what, limit=limit, missing_bytes=missing, cure="Leave out --waves, or give more of them")
 
     def short_memory(self, found: FoundWaves) -> str:
         """The memory that keeps `found` from being one wave, as a person says it; "" where none does."""

@@ -195,7 +195,7 @@ NUMBERS: list[Case] = [
     (f"plan {JOB} --prompt-len 512", 2, "needs 519 positions (prompt_len 512 + gen_len 8 - 1), opt-tiny has 512"),
     (f"{RUN} --random-weights -1", 2, "'--random-weights'"),
     (f"{RUN} --random-weights {2**64}", 2, "'--random-weights'"),
-    (f"plan {ON} {{d}}/machine-host.yaml", 1, "infeasible (host_memory)"),
+    (f"plan --model opt-125m {LENGTHS} --hardware {{d}}/machine-host.yaml", 1, "infeasible (host_memory)"),
     (f"plan {LARGE} {LENGTHS} --gpu-memory-gb 1.3", 1, "infeasible (gpu_memory)"),
 ]
 NAMES: list[Case] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -50,7 +51,7 @@ def planned(
     job: tuple[HardwareProfile, ModelSpec, Workload], policy: Policy = HYBRID, options: Options | None = None
 ) -> Plan:
     try:
-        return make_plan(*job, policy, options)
+        return make_plan(*job, policy, replace(options or Options(), waves=1))
     except InfeasibleError as error:
         assert error.limit in ("gpu_memory", "host_memory")
         assume(False)
@@ -79,9 +80,10 @@ def test_the_bound_holds_and_budgets_are_kept(
         record = plan.memory["gpu" if device == "gpu" else "host"]
         assert record.capacity_bytes == capacity
         assert record.planned_bytes <= capacity
-    assert sorted(r for b in plan.decisions.mini_batches for r in b.requests) == list(range(len(work)))
+    batches = [b for wave in plan.waves for b in wave.mini_batches]
+    assert sorted(r for b in batches for r in b.requests) == list(range(len(work)))
     allowed = {form.name for form in POLICIES[policy].forms}
-    used = {f.name for b in plan.decisions.mini_batches for group in b.groups for f in group.blocks}
+    used = {f.name for b in batches for group in b.groups for f in group.blocks}
     assert used <= allowed
 
 
