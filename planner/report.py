@@ -171,7 +171,8 @@ def hardware_report(hardware: HardwareProfile) -> RenderableType:
         for key, node in numbers:
             value, detail = _value(key, node)
             parts.append(Text(f"  {key:<{width}}  {value}"))
-            parts.append(Padding(Text(f"{node['kind']}{detail}: {node['source']}", style="dim"), (0, 0, 0, 6)))
+            said = f"{node['kind']}{_record(node)}{detail}: {node['source']}"
+            parts.append(Padding(Text(said, style="dim"), (0, 0, 0, 6)))
     return Group(*parts)
 
 
@@ -194,6 +195,15 @@ def noise_warning(repeatability: float) -> str | None:
         f"this machine is too noisy: the first and the second half of this measurement differ by {repeatability:.1%} "
         "in the median, and so may two profiles and what they predict. Measure again when nothing else is running"
     )
+
+
+def _record(node: dict[str, Any]) -> str:
+    """When, how often and how steadily a number was measured, as far as it says."""
+    spread = node.get("spread")
+    parts = (node.get("date"), f"{node['runs']} runs" if "runs" in node else None,
+             f"spread {spread:.1%}" if spread is not None else None)  # fmt: skip
+    said = ", ".join(part for part in parts if part)
+    return f" {said}" if said else ""
 
 
 def _value(key: str, node: dict[str, Any]) -> tuple[str, str]:

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console, RenderableType
 
 from planner import report, tables
-from planner.hardware import load_hardware
+from planner.files import validate
+from planner.hardware import HardwareProfile, load_hardware
 from planner.model import load_model
 from planner.timeline import Span, Timeline
 
@@ -47,6 +48,14 @@ def test_every_number_of_a_profile_has_unit_and_source() -> None:
         "      published, 4 points at 64 to 512 rows: ", "  latency_s                   10 us", "      assumed: ",
     ):  # fmt: skip
         assert line in text
+
+
+def test_a_measured_number_says_when_how_often_and_how_steadily() -> None:
+    data = load_hardware("rtx4090-pcie4").to_plain()
+    record = {"kind": "measured", "source": "here", "date": "2026-11-25", "runs": 9, "spread": 0.021}
+    data["link"]["latency_s"] = {"value": 1e-5, **record}
+    text = shown(report.hardware_report(validate(HardwareProfile, data, "test")), width=120)
+    assert "measured 2026-11-25, 9 runs, spread 2.1%: here" in text
 
 
 def test_model_report() -> None:
