@@ -9,12 +9,15 @@ from typing import Annotated
 import typer
 
 from planner import catalogue, flags, report, selection, terminal
+from planner.costs import CostModel
 from planner.errors import HybridserveError, InputError, RunError
 from planner.explain_report import explain_report, explain_result
 from planner.files import dump_yaml, write_whole
 from planner.hardware import load_hardware
 from planner.model import load_model
-from planner.plan import read_plan
+from planner.peers.catalogue import PEERS, Peer
+from planner.peers.forecast import forecast_report, forecast_result
+from planner.plan import Plan, read_plan
 from planner.planning import make_plan
 from planner.policies import POLICIES
 from planner.results import plan_result, times
@@ -22,7 +25,7 @@ from planner.speed import Check
 from planner.trace import write_trace
 from planner.verification import predicted_timeline
 from planner.wave_attribution import attribute_waves
-from planner.workload import Workload
+from planner.workload import Workload, check_fits
 from runtime import prompts as lines
 
 CHECK_TURNS = 24
@@ -39,7 +42,7 @@ app = typer.Typer(
 def plan_command(
     model: flags.ModelName, hardware: flags.Hardware, requests: flags.Requests = None,
     prompt_len: flags.PromptLen = None, gen_len: flags.GenLen = None, workload: flags.WorkloadFile = None,
-    policy: Annotated[str, typer.Option("--policy", help=f"One of: {', '.join(POLICIES)}.")] = "hybrid",
+    policy: Annotated[str, typer.Option("--policy", help=f"One of: {', '.join((*POLICIES, *PEERS))}.")] = "hybrid",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan here.")] = None,
     act_share: flags.ActShare = None, mini_batches: flags.MiniBatches = None, waves: flags.Waves = None,
     dtype: flags.Dtype = None, gpu_memory_gb: flags.GpuGb = None, as_json: flags.Json = False,
@@ -48,13 +51,19 @@ def plan_command(
 
     Example: hybridserve plan --model opt-30b --hardware rtx4090-pcie4 --requests 128 --prompt-len 1024 --gen-len 128
     """
-    selection.one_of("--policy", policy, POLICIES, "policy")
-    chosen = POLICIES[policy]
-    selection.check_share(act_share, [chosen], "--policy")
+    chosen = selection.policy_named(policy, "--policy")
+    selection.check_options([chosen], "--policy", act_share=act_share, mini_batches=mini_batches, waves=waves)
+    if isinstance(chosen, Peer) and output:
+        what = f"'{policy}' is another system: what it would do is predicted, there is no plan to write"
+        raise InputError(what, where="--output", cure=f"Leave it out, or choose one of {', '.join(POLICIES)}")
     selection.check_files({"--output": output}, [workload, Path(hardware), *selection.model_files(model)])
     spec, profile = load_model(model, dtype), selection.capped(load_hardware(hardware), gpu_memory_gb)
     job = _job(requests, prompt_len, gen_len, workload, model)
     fixed = selection.options(act_share, mini_batches, waves, job)
+    if isinstance(chosen, Peer):
+        check_fits(job, spec)
+        other = chosen.forecast(CostModel(profile, spec), job)
+        return terminal.show(as_json, forecast_result(other, profile), forecast_report(other, profile, spec.name))
     with terminal.status(f"planning {chosen.name}"):
         found = make_plan(profile, spec, job, chosen, fixed)
     if output:
@@ -210,7 +219,9 @@ def _check_profile(name: str, output: Path | None, as_json: bool) -> None:
 def compare_command(
     model: flags.ModelName, hardware: flags.Hardware, requests: flags.Requests = None,
     prompt_len: flags.PromptLen = None, gen_len: flags.GenLen = None, workload: flags.WorkloadFile = None,
-    policies: Annotated[str, typer.Option("--policies", help="Names, separated by commas.")] = ",".join(POLICIES),
+    policies: Annotated[
+        str | None, typer.Option("--policies", help="Names, separated by commas. Default: all that can be shown.")
+    ] = None,
     execute: Annotated[bool, typer.Option("--execute", help="Run each plan and show the measurement.")] = False,
     act_share: flags.ActShare = None, mini_batches: flags.MiniBatches = None, waves: flags.Waves = None,
     dtype: flags.Dtype = None, gpu_memory_gb: flags.GpuGb = None, as_json: flags.Json = False,
@@ -219,27 +230,29 @@ def compare_command(
 
     Example: hybridserve compare --model opt-30b --hardware rtx4090-pcie4 --requests 64 --prompt-len 512 --gen-len 64
     """
-    chosen = selection.policies_named(policies)
-    selection.check_share(act_share, chosen, "--policies")
+    is_fixed = any(value is not None for value in (act_share, mini_batches, waves))
+    chosen = selection.policies_named(policies, execute, ours=execute or is_fixed)
+    selection.check_options(chosen, "--policies", act_share=act_share, mini_batches=mini_batches, waves=waves)
     spec, profile = load_model(model, dtype), selection.capped(load_hardware(hardware), gpu_memory_gb)
     job = _job(requests, prompt_len, gen_len, workload, model)
     fixed = selection.options(act_share, mini_batches, waves, job)
     if execute:
         _need_runtime()
     refused: dict[str, str] = {}
-    plans = []
+    found = []
     for policy in chosen:
         with terminal.status(f"planning {policy.name}"):
-            plan = selection.plan_each(profile, spec, job, policy, fixed, refused)
-        plans += [plan] if plan else []
-    if not plans:
+            one = selection.try_each(profile, spec, job, policy, fixed, refused)
+        found += [one] if one else []
+    if not found:
         raise selection.NothingFeasibleError(refused)
-    results = [plan_result(plan) for plan in plans]
-    shown = [report.policies_report(plans), *report.refusals(refused)]
+    results = [plan_result(one) if isinstance(one, Plan) else forecast_result(one, profile) for one in found]
+    title = report.job_title(spec.name, profile.id, len(job))
+    shown = [report.policies_report(title, found), *report.refusals(refused)]
     if execute:
         from runtime.execution import execute as run  # noqa: PLC0415
 
-        for i, plan in enumerate(plans):
+        for i, plan in enumerate(one for one in found if isinstance(one, Plan)):
             with terminal.steps(f"running {plan.policy}") as advance:
                 results[i] = run(plan, progress=advance).result()
         shown.append(report.errors_report([(result["policy"], result) for result in results]))

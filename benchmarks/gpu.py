@@ -57,7 +57,7 @@ def main() -> None:
     profile = measured_profile(name, options.gpu_memory_gb)
     runs = run_policies(profile, options.model)
     records = [record(run, "validate", gpu_cap_gb=options.gpu_memory_gb) for run in runs]
-    out.print(report.policies_report([run.plan for run in runs]))
+    out.print(report.policies_report(report.title_of(runs[0].plan), [run.plan for run in runs]))
     out.print(report.errors_report([(run.plan.policy, run.result()) for run in runs]))
     for run in runs:
         out.print(report.streams_report(run.plan.policy, run.predicted, run.measured))

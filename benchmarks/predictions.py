@@ -8,11 +8,14 @@ from statistics import fmean
 from typing import Literal
 
 from benchmarks.figures import Row, System
-from benchmarks.flexgen import FlexGen, Policy, speeds
-from benchmarks.peers import Job, accelerate, kvpr_saving, zero_inference, zero_inference_bound
+from benchmarks.peers import zero_inference_bound
 from planner.costs import CostModel
 from planner.hardware import load_hardware
 from planner.model import load_model
+from planner.peers.flexgen import FlexGen, Setting, speeds
+from planner.peers.job import Job
+from planner.peers.kvpr import kvpr_saving
+from planner.peers.streaming import accelerate, zero_inference
 from planner.planning import make_plan
 from planner.policies import POLICIES
 from planner.search import Options
@@ -75,7 +78,9 @@ def _zero_cpu_attention(row: Row) -> Prediction:
 def _flexgen_cpu_attention(row: Row) -> Prediction:
     assert row.policy is not None and row.host_memory_bytes_per_s is not None  # the schema saw to it
     stated = row.policy
-    policy = Policy(stated.gpu_batch, stated.batches, stated.weights_on_gpu, overlap=stated.overlap, cpu_attention=True)
+    policy = Setting(
+        stated.gpu_batch, stated.batches, stated.weights_on_gpu, overlap=stated.overlap, cpu_attention=True
+    )
     phases = FlexGen(_costs(row), policy, row.host_memory_bytes_per_s.value).phases(_job(row))
     parts = {"prefill_s": phases.prefill_s, "decode_step_s": phases.decode_step_s}
     return Prediction("at most", None, phases.tokens_per_s(_job(row)), (PINNED, GEMM, MEMORY), parts)
@@ -83,7 +88,7 @@ def _flexgen_cpu_attention(row: Row) -> Prediction:
 
 def _flexgen(row: Row) -> Prediction:
     found = speeds(_costs(row), _job(row))
-    best = max(found, key=lambda policy: found[policy])
+    best = max(found, key=lambda setting: found[setting])
     parts = {
         "policies": float(len(found)), "best_gpu_batch": float(best.gpu_batch), "best_batches": float(best.batches),
         "best_weights_on_gpu": best.weights_on_gpu, "best_cache_on_gpu": best.cache_on_gpu,

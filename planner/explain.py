@@ -31,7 +31,7 @@ def reasons(
     # Waves share layers and slots: all their mini-batches side by side answer every question but how many there are.
     together = replace(waves[0], mini_batches=tuple(batch for wave in waves for batch in wave.mini_batches))
     found = _waves(waves, short) if len(waves) > 1 else []
-    found += [_residency(costs, together), _binding(timeline)]
+    found += [_residency(costs, together), binding_in_words(*busy_fractions(timeline))]
     found += _share(costs, policy, together, timeline, options.act_share is not None)
     found.append(_mini_batches(waves, options.mini_batches is not None))
     found += _noise(costs.hardware)
@@ -75,9 +75,14 @@ def _residency(costs: CostModel, decisions: Decisions) -> str:
     return f"All {layers} layers stream over the link: GPU memory is worth more as cache than as weights"
 
 
-def _binding(timeline: Timeline) -> str:
+def busy_fractions(timeline: Timeline) -> tuple[float, float]:
+    """Of link and compute while decoding, or in prefill where nothing is decoded."""
     use = timeline.use("decode" if timeline.decode_steps else "prefill")
-    link, compute = use["h2d"].busy_fraction, use["compute"].busy_fraction
+    return use["h2d"].busy_fraction, use["compute"].busy_fraction
+
+
+def binding_in_words(link: float, compute: float) -> str:
+    """Which stream limits a job in which both are busy for these shares of decoding."""
     if min(link, compute) > BALANCED or abs(link - compute) < 1 - BALANCED:
         return f"Link and compute are balanced: the link is busy {link:.0%} of decoding, the GPU {compute:.0%}"
     if link > compute:
@@ -99,8 +104,7 @@ def _mini_batches(waves: Sequence[Decisions], forced: bool) -> str:
 
 def _share_cause(decisions: Decisions, timeline: Timeline, share: float, forced: bool) -> str:
     """What sets the share of activations, as far as the timeline shows it."""
-    use = timeline.use("decode" if timeline.decode_steps else "prefill")
-    link, compute = use["h2d"].busy_fraction, use["compute"].busy_fraction
+    link, compute = busy_fractions(timeline)
     if forced:
         return "the share was asked for"
     if not any(int(b.shapes.blocks[:, _HOST].sum()) for b in decisions.mini_batches):

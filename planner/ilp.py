@@ -101,6 +101,7 @@ class SplitProblem:
     """Transfers that carry one streamed layer's weights, at least."""
     act_share: float | None = None
     """Forces this share of the blocks of every mini-batch to be ACT."""
+    min_resident_layers: int = 0
     max_resident_layers: int | None = None
     head_start_bytes: float = 0.0
     """Weights that may cross the link before the step that needs them, which the bound must not count in that step."""
@@ -160,7 +161,7 @@ class _Model:
         self.t = {(b, e): var(f"t_{b}_{e}", 0) for b in bins for e in epochs}
         self.early = {(b, e): var(f"early_{b}_{e}", 0) for b in bins for e in epochs if data.head_start_bytes}
         self.weights_t = {b: var(f"weights_t_{b}", 0) for b in bins}
-        self.resident = var("resident_layers", 0, layers if most is None else most, category)
+        self.resident = var("resident_layers", data.min_resident_layers, layers if most is None else most, category)
         self.streams = var("any_streamed", 0, 1, category)
         self.kv_slot, self.act_slot = var("kv_slot_gib", 0), var("act_slot_gib", 0)
         self.rebuilt, self.overlay = var("rebuilt_gib", 0), var("overlay_gib", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from planner.agreement import disagreement
@@ -13,6 +14,7 @@ from planner.errors import HybridserveError
 from planner.explain import reasons
 from planner.files import validate
 from planner.hardware import HardwareProfile
+from planner.heuristic import Heuristic
 from planner.model import ModelSpec
 from planner.plan import MadeFor, Plan, Prediction, StreamRecord, WhatIf, memory_records, record_waves
 from planner.policies import Policy
@@ -39,15 +41,34 @@ def make_plan(
     """
     check_fits(workload, model)
     started = time.perf_counter()
-    costs = CostModel(hardware, model)
-    search = WaveSearch(costs, workload, policy, options or Options())
+    costs, options = CostModel(hardware, model), options or Options()
+    decide = _by_heuristic if policy.heuristic else _by_solver
+    found, why, more = decide(costs, workload, policy, options)
+    return _as_plan(costs, workload, policy, found, why, more, time.perf_counter() - started)
+
+
+Decided = tuple[FoundWaves, list[str], list[WhatIf]]
+"""What was found, why it is so, and what more of each resource would bring."""
+
+
+def _by_solver(costs: CostModel, workload: Workload, policy: Policy, options: Options) -> Decided:
+    if policy.resident:
+        options = replace(options, min_resident_layers=costs.model.layers, max_resident_layers=None)
+    search = WaveSearch(costs, workload, policy, options)
     found = search.run()
     if found is None:
         raise search.refusal()
     why = reasons(costs, policy, found.waves, found.timeline, search.options, search.short_memory(found))
     why += disagreement(costs, found.waves, found.timeline, found.objective_s)
-    more = what_if(found.parts, found.timeline.total_s, found.timeline.generated_tokens)
-    return _as_plan(costs, workload, policy, found, why, more, time.perf_counter() - started)
+    return found, why, what_if(found.parts, found.timeline.total_s, found.timeline.generated_tokens)
+
+
+def _by_heuristic(costs: CostModel, workload: Workload, policy: Policy, options: Options) -> Decided:
+    heuristic = Heuristic(costs, workload, options)
+    found = heuristic.run()
+    if found is None:
+        raise heuristic.refusal()
+    return found, heuristic.reasons(found.waves, found.timeline), heuristic.what_if(found.timeline)
 
 
 def _as_plan(

@@ -1,4 +1,4 @@
-"""Policies as restrictions of one problem: which cache forms may be used."""
+"""Policies that our engine can run: restrictions of one problem, or another way to decide it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ class Policy:
     name: str
     forms: tuple[CacheForm, ...]
     summary: str
+    resident: bool = False
+    """All layers stay on the GPU."""
+    heuristic: bool = False
+    """Decided by the paper's heuristic, not by the solver."""
 
 
 POLICIES = {
@@ -23,8 +27,13 @@ POLICIES = {
         Policy("hybrid", FORMS, "every block as K and V or as activations, wherever the solver puts it"),
         Policy("kv-only", (KV_GPU, KV_HOST), "the usual cache: K and V of every token, ideal overlap"),
         Policy("act-only", (ACT_GPU, ACT_HOST), "activations of every token, K and V always rebuilt"),
+        Policy("resident", (KV_GPU,), "no offload: all weights and the whole cache on the GPU", resident=True),
+        Policy("hybridserve", FORMS, "the paper's heuristic: one ratio for all requests, no solver", heuristic=True),
     )
 }
+
+CACHES = ("hybrid", "kv-only", "act-only")
+"""What the cache is kept as: the comparison that the demo and the benchmarks execute."""
 
 
 def policy_named(name: str) -> Policy:

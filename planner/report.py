@@ -13,8 +13,9 @@ from rich.text import Text
 from planner.explain import NOISY
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec
-from planner.plan import MemoryRecord, Plan, WhatIf
-from planner.results import TIME_KEYS
+from planner.peers.forecast import Forecast
+from planner.plan import MemoryRecord, Plan, Prediction, WhatIf
+from planner.results import TIME_KEYS, limited_by
 from planner.tables import bullets, digits, new_table, pairs, rate, seconds, size, with_unit
 from planner.timeline import Timeline
 
@@ -79,22 +80,37 @@ def memory_report(name: str, record: MemoryRecord) -> Table:
     return table
 
 
-def policies_report(plans: Sequence[Plan]) -> Table:
-    """Policies side by side."""
-    made = plans[0].made_for
+def policies_report(title: str, found: Sequence[Plan | Forecast]) -> RenderableType:
+    """Policies side by side, and what limits each."""
     table = new_table(
-        f"{made.model} on {made.hardware}, {made.requests:,} requests", "policy", "tokens/s", "total", "prefill",
+        title, "policy", "tokens/s", "total", "prefill",
         "decode step", "ACT", "gap", "binding",
     )  # fmt: skip
-    best = max(plan.prediction.throughput_tokens_per_s for plan in plans)
-    for plan in plans:
-        p = plan.prediction
+    best = max(_figures(one).throughput_tokens_per_s for one in found)
+    for one in found:
+        p = _figures(one)
         table.add_row(
-            plan.policy, digits(p.throughput_tokens_per_s), seconds(p.total_s), seconds(p.prefill_s),
-            seconds(p.decode_step_s), f"{p.act_share:.0%}", f"{plan.gap:.2%}", p.binding,
+            one.policy, digits(p.throughput_tokens_per_s), seconds(p.total_s), seconds(p.prefill_s),
+            seconds(p.decode_step_s), "-" if p.act_share is None else f"{p.act_share:.0%}",
+            f"{one.gap:.2%}" if isinstance(one, Plan) else "-", p.binding,
             style="bold" if p.throughput_tokens_per_s == best else None,
         )  # fmt: skip
-    return table
+    words = (f"{one.policy}: {limited_by(one) if isinstance(one, Plan) else one.limited_by}" for one in found)
+    return Group(table, bullets("What limits each", words))
+
+
+def job_title(model: str, hardware: str, requests: int) -> str:
+    """What is compared."""
+    return f"{model} on {hardware}, {requests:,} requests"
+
+
+def title_of(plan: Plan) -> str:
+    """The job of a plan."""
+    return job_title(plan.made_for.model, plan.made_for.hardware, plan.made_for.requests)
+
+
+def _figures(one: Plan | Forecast) -> Prediction | Forecast:
+    return one.prediction if isinstance(one, Plan) else one
 
 
 def refusals(reasons: Mapping[str, str]) -> list[RenderableType]:

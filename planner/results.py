@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from planner.explain import binding_in_words
 from planner.operation import STREAMS
 from planner.plan import Plan
 from planner.timeline import Timeline
@@ -22,6 +23,7 @@ def plan_result(plan: Plan) -> dict[str, Any]:
     p = plan.prediction
     return {
         "policy": plan.policy,
+        "executable": True,
         **{key: getattr(p, key) for key in TIME_KEYS},
         "bound_total_s": plan.bound_total_s,
         "gap": plan.gap,
@@ -38,10 +40,17 @@ def plan_result(plan: Plan) -> dict[str, Any]:
         "resident_layers": list(plan.waves[0].resident_layers),
         "memory": {name: record.model_dump() for name, record in plan.memory.items()},
         "binding": p.binding,
+        "limited_by": limited_by(plan),
         "streams": {name: stream.model_dump() for name, stream in p.streams.items()},
         "why": plan.why,
         "made_for": plan.made_for.model_dump(),
     }
+
+
+def limited_by(plan: Plan) -> str:
+    """Which stream limits the job, in words."""
+    streams = plan.prediction.streams
+    return binding_in_words(streams["h2d"].busy_fraction, streams["compute"].busy_fraction)
 
 
 def measured_result(plan: Plan, measured: Timeline, peak_bytes: dict[str, int]) -> dict[str, Any]:

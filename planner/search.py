@@ -44,6 +44,7 @@ class Options:
 
     act_share: float | None = None
     mini_batches: int | None = None
+    min_resident_layers: int = 0
     max_resident_layers: int | None = None
     weight_slots: int = 2
     cache_slots: int = 2
@@ -143,6 +144,12 @@ class Search:
         for objective_s, n in sorted(found):
             if decisions := self._decided(n):
                 yield Found(decisions, objective_s, 0.0, 1)
+
+    def floor_s(self) -> float | None:
+        """What no plan undercuts, whatever its number of mini-batches; None where not even real numbers fit."""
+        fixed = min(self.options.mini_batches or 0, len(self.requests))
+        split = solve(self.relaxed(fixed or 1, fixed or len(self.requests)), relax=True)
+        return split.bound_s if split else None
 
     def _push(self, heap: list[tuple[float, int, int]], lo: int, hi: int) -> None:
         # Wide intervals are halved anyway, so for them an LP does.
@@ -248,6 +255,7 @@ class Search:
             prefill=sizes,
             pieces_per_layer=1,
             act_share=options.act_share,
+            min_resident_layers=options.min_resident_layers,
             max_resident_layers=options.max_resident_layers,
         )
 

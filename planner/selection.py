@@ -6,15 +6,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from planner.costs import CostModel
 from planner.errors import HybridserveError, InfeasibleError, InputError, nearest
 from planner.files import check_writable, real_path
 from planner.hardware import HardwareProfile, load_hardware
 from planner.model import CONFIG_FILE, ModelSpec
+from planner.peers.catalogue import PEERS, Peer
+from planner.peers.forecast import Forecast
 from planner.plan import Plan
 from planner.planning import make_plan
 from planner.policies import POLICIES, Policy
 from planner.search import Options
-from planner.workload import Workload
+from planner.workload import Workload, check_fits
 
 
 class NothingFeasibleError(HybridserveError):
@@ -66,33 +69,59 @@ def options(act_share: float | None, mini_batches: int | None, waves: int | None
     return Options(act_share=act_share, mini_batches=mini_batches, waves=waves)
 
 
-def check_share(act_share: float | None, policies: Iterable[Policy], flag: str) -> None:
-    """A forced share of activations needs policies that may cache both forms."""
-    if act_share is None:
-        return
-    for policy in policies:
-        possible = {form.rebuilt for form in policy.forms}
-        if (act_share > 0 and True not in possible) or (act_share < 1 and False not in possible):
-            what = f"policy '{policy.name}' has an ACT share of {int(True in possible)}, not of {act_share:g}"
-            raise InputError(what, where="--act-share", cure=f"Leave it out, or use {flag} hybrid")
+def check_options(chosen: Iterable[Policy | Peer], flag: str, **fixed: float | None) -> None:
+    """What `fixed` holds must be a choice that the policies have: `act_share`, `mini_batches`, `waves`; None is none.
+
+    A forced share of activations needs policies that may cache both forms; other systems take no such choice at all.
+    """
+    for policy in chosen:
+        for name, value in fixed.items():
+            if value is not None and isinstance(policy, Peer):
+                where = f"--{name.replace('_', '-')}"
+                what = f"'{policy.name}' is another system, whose settings it chooses itself"
+                raise InputError(what, where=where, cure=f"Leave it out, or leave {policy.name} out of {flag}")
+        if fixed.get("act_share") is not None and isinstance(policy, Policy):
+            _check_share(fixed["act_share"] or 0.0, policy, flag)
 
 
-def policies_named(names: str) -> list[Policy]:
-    """Policies by names separated by commas, each once."""
+def _check_share(act_share: float, policy: Policy, flag: str) -> None:
+    possible = {form.rebuilt for form in policy.forms}
+    if (act_share > 0 and True not in possible) or (act_share < 1 and False not in possible):
+        what = f"policy '{policy.name}' has an ACT share of {int(True in possible)}, not of {act_share:g}"
+        raise InputError(what, where="--act-share", cure=f"Leave it out, or use {flag} hybrid")
+
+
+def policy_named(name: str, flag: str) -> Policy | Peer:
+    """One of ours, or another system."""
+    known: dict[str, Policy | Peer] = {**POLICIES, **PEERS}
+    one_of(flag, name, known, "policy")
+    return known[name]
+
+
+def policies_named(names: str | None, execute: bool, ours: bool) -> list[Policy | Peer]:
+    """Policies by names separated by commas, each once; by default all, or all of `ours`."""
+    if names is None:
+        return [*POLICIES.values(), *([] if ours else PEERS.values())]
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if not wanted:
-        raise InputError("no policy given", where="--policies", cure=nearest("", POLICIES))
-    for name in wanted:
-        one_of("--policies", name, POLICIES, "policy")
-    return [POLICIES[name] for name in dict.fromkeys(wanted)]
+        raise InputError("no policy given", where="--policies", cure=nearest("", {**POLICIES, **PEERS}))
+    chosen = [policy_named(name, "--policies") for name in dict.fromkeys(wanted)]
+    others = [policy.name for policy in chosen if isinstance(policy, Peer)]
+    if execute and others:
+        what = f"{', '.join(others)}: other systems are predicted, our engine does not run as they do"
+        raise InputError(what, where="--policies", cure="Leave them out, or leave out --execute")
+    return chosen
 
 
-def plan_each(
-    profile: HardwareProfile, model: ModelSpec, workload: Workload, policy: Policy, fixed: Options,
+def try_each(
+    profile: HardwareProfile, model: ModelSpec, workload: Workload, policy: Policy | Peer, fixed: Options,
     refused: dict[str, str],
-) -> Plan | None:  # fmt: skip
-    """The plan of one policy; None, with the reason in `refused`, when it has none."""
+) -> Plan | Forecast | None:  # fmt: skip
+    """The plan of one policy, or the forecast for another system; None, with the reason in `refused`, without one."""
     try:
+        if isinstance(policy, Peer):
+            check_fits(workload, model)
+            return policy.forecast(CostModel(profile, model), workload)
         return make_plan(profile, model, workload, policy, fixed)
     except InfeasibleError as error:
         refused[policy.name] = str(error)

@@ -314,6 +314,7 @@ class _Program:
             self.problem += self._streamed(level) == 0
         most = model.layers if options.max_resident_layers is None else options.max_resident_layers
         self.problem += level.resident <= most * level.waves
+        self.problem += level.resident >= options.min_resident_layers * level.waves
         w = model.layer_bytes / GIB
         room = (self.hardware.gpu.budget_bytes - model.outer_bytes) / GIB
         slots = options.weight_slots * w if kind.streams else 0.0

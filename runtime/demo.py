@@ -19,7 +19,7 @@ from planner.hardware import HardwareProfile, load_hardware
 from planner.model import ModelSpec, load_model
 from planner.plan import Plan
 from planner.planning import make_plan
-from planner.policies import POLICIES, Policy
+from planner.policies import CACHES, POLICIES, Policy
 from planner.scale import Ratios, scaled_link, scaled_model, scaled_workload
 from planner.search import Options
 from planner.speed import Speed
@@ -97,7 +97,7 @@ class Demo:
                 f"rebuild : K/V transfer = {self.ratios.rebuild_over_kv:.2f}, "
                 f"weights : K/V of the batch = {self.ratios.weights_over_kv:.2f}. Ratios carry over, speeds do not."
             ),
-            report.policies_report([run.plan for run in self.runs]),
+            report.policies_report(report.title_of(self.runs[0].plan), [run.plan for run in self.runs]),
             report.errors_report([(run.plan.policy, run.result()) for run in self.runs]),
             *(report.streams_report(run.plan.policy, run.predicted, run.measured) for run in self.runs),
             Text(
@@ -111,7 +111,7 @@ class Demo:
 
 def run_demo(folder: Path, progress: Progress) -> Demo:
     """Measure, plan, execute, compare; writes profile, plans, trace, plot and results into `folder`."""
-    stages = Profiler.STAGES + TURNS * (len(POLICIES) + len(CURVE_SHARES))
+    stages = Profiler.STAGES + TURNS * (len(CACHES) + len(CURVE_SHARES))
     model = scaled_model(load_model(TARGET[0]), HIDDEN, LAYERS, VOCAB)
     request = Request(device="cpu", hidden=PROFILE_HIDDEN, heads=PROFILE_HIDDEN // 64, profile_id="this-machine")
     profiler = Profiler(request, lambda done, _, text: progress(done, stages, f"profile: {text}"))
@@ -121,7 +121,7 @@ def run_demo(folder: Path, progress: Progress) -> Demo:
     hardware = _with_arena(scaled_link(profile, model, ratios, what), model, ratios)
     write_whole(folder / "profile.yaml", dump_yaml(hardware.to_plain()))
     job, short = (scaled_workload(model, ratios, REQUESTS, steps) for steps in (GEN_LEN, CURVE_GEN_LEN))
-    policies = {name: partial(_plan, model, job, policy, STREAMED) for name, policy in POLICIES.items()}
+    policies = {name: partial(_plan, model, job, POLICIES[name], STREAMED) for name in CACHES}
     shares = {
         f"ACT share {share:.0%}": partial(_plan, model, short, POLICIES["hybrid"], replace(STREAMED, act_share=share))
         for share in CURVE_SHARES

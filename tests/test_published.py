@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ import yaml
 
 from benchmarks import published
 from benchmarks.figures import FIGURES, Row, load_rows
-from benchmarks.flexgen import FlexGen, Policy, placed, speeds
-from benchmarks.peers import Job, Phases, accelerate, compute, kvpr_saving, zero_inference, zero_inference_bound
+from benchmarks.peers import zero_inference_bound
 from benchmarks.predictions import MODELS, predict, speedup
 from benchmarks.published import load, main, make_record, markdown_table
 from planner.costs import CostModel
 from planner.errors import InputError
 from planner.hardware import load_hardware
 from planner.model import load_model
+from planner.peers.flexgen import FlexGen, Setting, placed, speeds
+from planner.peers.job import Job, Phases, compute
+from planner.peers.kvpr import kvpr_saving
+from planner.peers.streaming import accelerate, zero_inference
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = {row.id: row for row in load_rows()}
@@ -133,8 +137,8 @@ PEERS: list[tuple[str, Callable[[CostModel, Job], Phases]]] = [
     ("pageable_h2d", accelerate),
     ("h2d", zero_inference),
     ("h2d", zero_inference_bound),
-    ("h2d", lambda c, job: FlexGen(c, Policy(8, 4, 0.2)).phases(job)),
-    ("pageable_h2d", lambda c, job: FlexGen(c, Policy(8, 4, 0.2)).phases(job)),
+    ("h2d", lambda c, job: FlexGen(c, Setting(8, 4, 0.2)).phases(job)),
+    ("pageable_h2d", lambda c, job: FlexGen(c, Setting(8, 4, 0.2)).phases(job)),
 ]
 
 
@@ -156,16 +160,16 @@ def test_serial_systems_take_the_sum() -> None:
     assert found.prefill_s - found.decode_step_s == pytest.approx(gpu.prefill_s - gpu.decode_step_s)
 
 
-@pytest.mark.parametrize("policy", [Policy(8, 1), Policy(16, 2, 0.2), Policy(48, 3, 0.2), Policy(8, 4, 1.0, 0.5)])
-def test_serial_is_never_faster_than_overlapped(policy: Policy) -> None:
-    serial = Policy(policy.gpu_batch, policy.batches, policy.weights_on_gpu, policy.cache_on_gpu, overlap=False)
-    assert FlexGen(costs(), serial).tokens_per_s(JOB) <= FlexGen(costs(), policy).tokens_per_s(JOB)
+@pytest.mark.parametrize("setting", [Setting(8, 1), Setting(16, 2, 0.2), Setting(48, 3, 0.2), Setting(8, 4, 1.0, 0.5)])
+def test_serial_is_never_faster_than_overlapped(setting: Setting) -> None:
+    serial = replace(setting, overlap=False)
+    assert FlexGen(costs(), serial).tokens_per_s(JOB) <= FlexGen(costs(), setting).tokens_per_s(JOB)
 
 
 def test_a_relay_and_a_slow_host_cost_something() -> None:
-    pinned = FlexGen(costs(), Policy(48, 3, 0.2, relay=False)).tokens_per_s(JOB)
-    assert FlexGen(costs(), Policy(48, 3, 0.2)).tokens_per_s(JOB) < pinned
-    on_cpu = Policy(48, 3, 0.2, cpu_attention=True)
+    pinned = FlexGen(costs(), Setting(48, 3, 0.2, relay=False)).tokens_per_s(JOB)
+    assert FlexGen(costs(), Setting(48, 3, 0.2)).tokens_per_s(JOB) < pinned
+    on_cpu = Setting(48, 3, 0.2, cpu_attention=True)
     assert FlexGen(costs(), on_cpu, 6e10).tokens_per_s(JOB) < FlexGen(costs(), on_cpu, 1.28e11).tokens_per_s(JOB)
     with pytest.raises(InputError, match="memory bandwidth"):
         FlexGen(costs(), on_cpu)
@@ -174,7 +178,7 @@ def test_a_relay_and_a_slow_host_cost_something() -> None:
 def test_a_step_of_flexgen_by_hand() -> None:
     """One batch whose weights all stream: every step is as long as the longer of link and compute."""
     c, model = costs(), load_model("opt-30b")
-    decode = FlexGen(c, Policy(4, 1, relay=False)).phases(JOB).decode_step_s
+    decode = FlexGen(c, Setting(4, 1, relay=False)).phases(JOB).decode_step_s
     kv = 4 * JOB.mean_cached * model.kv_bytes_per_token_layer
     streamed = model.layers * (model.layer_bytes + kv) + 2 * model.vocab * model.hidden * 2
     assert decode == pytest.approx(streamed / 1.23e10, rel=0.01)  # on a T4 the link is longer in each of them

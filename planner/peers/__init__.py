@@ -1,0 +1,1 @@
+"""How other systems would run a job, on the same cost model. Nothing here is fitted to what they published."""
