@@ -43,7 +43,10 @@ def _narrower(search: Search) -> Iterator[Search]:
     for content in sorted(contents) if len(contents) > 1 else ():
         forms = tuple(form for form in search.forms if form.content == content)
         yield Search(search.costs, search.workload, forms, search.options)
-    resident, layers = tuple(form for form in search.forms if form.on_gpu and not form.rebuilt), search.costs.model.layers
+    resident, layers = (
+        tuple(form for form in search.forms if form.on_gpu and not form.rebuilt),
+        search.costs.model.layers,
+    )
     if resident and resident != search.forms and search.options.max_resident_layers is None:
         yield Search(search.costs, search.workload, resident, replace(search.options, min_resident_layers=layers))
 

@@ -84,7 +84,7 @@ def policies_report(title: str, found: Sequence[Plan | Forecast]) -> RenderableT
     """Policies side by side, and what limits each."""
     table = new_table(
         title, "policy", "tokens/s", "total", "prefill",
-        "decode step", "ACT", "gap", "binding",
+        "decode step", "ACT", "gap",
     )  # fmt: skip
     best = max(_figures(one).throughput_tokens_per_s for one in found)
     for one in found:
@@ -92,7 +92,7 @@ def policies_report(title: str, found: Sequence[Plan | Forecast]) -> RenderableT
         table.add_row(
             one.policy, digits(p.throughput_tokens_per_s), seconds(p.total_s), seconds(p.prefill_s),
             seconds(p.decode_step_s), "-" if p.act_share is None else f"{p.act_share:.0%}",
-            f"{one.gap:.2%}" if isinstance(one, Plan) else "-", p.binding,
+            f"{one.gap:.2%}" if isinstance(one, Plan) else "-",
             style="bold" if p.throughput_tokens_per_s == best else None,
         )  # fmt: skip
     words = (f"{one.policy}: {limited_by(one) if isinstance(one, Plan) else one.limited_by}" for one in found)

@@ -17,6 +17,7 @@ from runtime_helpers import greedy
 
 from planner import terminal
 from planner.model import known_models
+from planner.peers.catalogue import PEERS
 from planner.policies import POLICIES
 from planner.workload import Workload
 
@@ -57,7 +58,7 @@ def assert_plan_keys(result: dict[str, Any]) -> None:
     assert 0 <= result["act_share"] <= 1
     assert result["gap"] == pytest.approx(1 - result["bound_total_s"] / result["total_s"])
     assert result["total_s"] == pytest.approx(result["prefill_s"] + result["decode_s"])
-    assert result["decode_step_s"] == pytest.approx(result["decode_s"] / 7)
+    assert result["decode_step_s"] == pytest.approx(result["decode_s"] / 7 / result["waves"])
     assert result["throughput_tokens_per_s"] == pytest.approx(64 / result["total_s"])
 
 
@@ -111,11 +112,39 @@ def test_run(folder: Path) -> None:
 def test_compare(folder: Path) -> None:
     done = cli("compare", *job(folder), "--json")
     assert (done.code, done.err) == (0, "")
-    assert [result["policy"] for result in done.json["policies"]] == list(POLICIES)
-    assert done.json["infeasible"] == {}
-    for result in done.json["policies"]:
-        assert_plan_keys(result)
+    shown = {result["policy"]: result for result in done.json["policies"]}
+    assert [*shown, *done.json["infeasible"]] == [*POLICIES, *PEERS]
+    for name, result in shown.items():
+        assert result["executable"] == (name in POLICIES) and result["limited_by"]
         assert "measured" not in result
+        if name in POLICIES:
+            assert_plan_keys(result)
+        else:
+            assert result["gap"] is None and result["settings"]
+            assert result["throughput_tokens_per_s"] * result["total_s"] == pytest.approx(8 * 8)
+
+
+def test_another_system_is_only_predicted(folder: Path) -> None:
+    done = cli("plan", *job(folder), "--policy", "flexgen", "--json")
+    assert (done.code, done.json["policy"], done.json["executable"]) == (0, "flexgen", False)
+    assert "A forecast, not a plan to run" in cli("plan", *job(folder), "--policy", "kvpr").out
+    for extra, said in (
+        (["-o", folder / "no.yaml"], "--output: 'flexgen' is another system"),
+        (["--act-share", "0.5"], "--act-share: 'flexgen' is another system"),
+        (["--mini-batches", "2"], "--mini-batches: 'flexgen' is another system"),
+        (["--waves", "2"], "--waves: 'flexgen' is another system"),
+    ):
+        refused = cli("plan", *job(folder), "--policy", "flexgen", *extra)
+        assert refused.code == 2 and said in refused.err, refused.err
+    assert not (folder / "no.yaml").exists()
+    refused = cli("compare", *job(folder), "--policies", "hybrid,flexgen", "--execute")
+    assert refused.code == 2 and "flexgen: other systems are predicted" in refused.err
+
+
+def test_what_is_fixed_leaves_other_systems_out(folder: Path) -> None:
+    done = cli("compare", *job(folder), "--mini-batches", "2", "--json")
+    assert done.code == 0
+    assert {*done.json["infeasible"], *(result["policy"] for result in done.json["policies"])} == set(POLICIES)
 
 
 def test_compare_execute(folder: Path) -> None:

@@ -142,8 +142,7 @@ def test_resident_names_what_is_missing() -> None:
     with pytest.raises(InfeasibleError, match="of GPU memory") as refused:
         make_plan(SERVER, MODEL, WORK, POLICIES["resident"])
     missing = refused.value.missing_bytes
-    roomier = SERVER.with_values(**{
-        key: 24e9 + missing * 1.2 + 2e9 for key in ("gpu.memory.usable_bytes", "gpu.memory.nominal_bytes")
-    })  # fmt: skip
+    keys = ("gpu.memory.usable_bytes", "gpu.memory.nominal_bytes")
+    roomier = SERVER.with_values(**dict.fromkeys(keys, 26e9 + missing * 1.2))
     small = Workload.uniform(1, 512, 32)
     assert not make_plan(roomier, MODEL, small, POLICIES["resident"]).offloads

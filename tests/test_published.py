@@ -189,9 +189,9 @@ def test_whole_tensors_are_placed_by_their_middle() -> None:
     assert [placed(share, 2) for share in (0.0, 0.2, 0.25, 1.0)] == [0.0, 0.0, 0.5, 1.0]
 
 
-def test_flexgen_finds_no_policy_where_none_fits() -> None:
+def test_flexgen_finds_no_setting_where_none_fits() -> None:
     assert max(speeds(costs(), Job(16, 512, 32)).values()) > 0
-    with pytest.raises(InputError, match=r"t4: no FlexGen policy fits opt-30b\. Lower the batch"):
+    with pytest.raises(InputError, match=r"t4: no FlexGen setting fits opt-30b\. Lower the batch"):
         speeds(costs(), Job(4096, 512, 32))
 
 

@@ -76,7 +76,7 @@ def deepspeed_forecast(costs: CostModel, workload: Workload) -> Forecast:
     """ZeRO-Inference with weights in pinned host memory. InfeasibleError where a single request does not fit."""
     largest = max(costs.model.layer_bytes, _head_bytes(costs))
     return _forecast(
-        "deepspeed", costs, workload, zero_inference, 2 * largest, "no transfer of weights overlaps compute"
+        "deepspeed", costs, workload, zero_inference, 2 * largest, "transfers of weights that overlap no compute"
     )
 
 
