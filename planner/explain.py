@@ -52,10 +52,15 @@ def _residency(costs: CostModel, decisions: Decisions) -> str:
     return f"All {layers} layers stream over the link: GPU memory is worth more as cache than as weights"
 
 
+def balanced(link: float, compute: float) -> bool:
+    """Whether two streams, busy for these shares of a phase, finish together."""
+    return min(link, compute) > BALANCED or abs(link - compute) < 1 - BALANCED
+
+
 def _binding(timeline: Timeline) -> str:
     use = timeline.use("decode" if timeline.decode_steps else "prefill")
     link, compute = use["h2d"].busy_fraction, use["compute"].busy_fraction
-    if min(link, compute) > BALANCED or abs(link - compute) < 1 - BALANCED:
+    if balanced(link, compute):
         return f"Link and compute are balanced: the link is busy {link:.0%} of decoding, the GPU {compute:.0%}"
     if link > compute:
         return f"The link binds: busy {link:.0%} of decoding, the GPU {compute:.0%}"

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
     [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "hwprofiles" / "README.md", *(ROOT / "docs").glob("*.md")]
 )
-PLACES = ("planner", "runtime", "hwprofiles", "benchmarks", "tests", "docs", "notebooks")
+PLACES = ("planner", "runtime", "commands", "hwprofiles", "benchmarks", "tests", "docs", "notebooks")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = {"hwprofiles", "planner", "runtime", "hybridserve", "benchmarks", "notebooks", "tests"}
-MAY_IMPORT = {"hwprofiles": set[str](), "planner": {"planner", "hwprofiles"}, "runtime": OURS - {"hybridserve"}}
+OURS = {"hwprofiles", "planner", "runtime", "commands", "hybridserve", "benchmarks", "notebooks", "tests"}
+MAY_IMPORT = {
+    "hwprofiles": set[str](), "planner": {"planner", "hwprofiles"}, "runtime": OURS - {"hybridserve", "commands"},
+    "commands": {"commands", "planner", "runtime", "hwprofiles"},
+}  # fmt: skip
 HEAVY = ("torch", "transformers", "matplotlib", "safetensors")
 
 
@@ -31,7 +34,7 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("package", ["hwprofiles", "planner", "runtime"])
+@pytest.mark.parametrize("package", ["hwprofiles", "planner", "runtime", "commands"])
 def test_packages_import_only_what_they_may(package: str) -> None:
     assert files(package)
     for path in files(package):
