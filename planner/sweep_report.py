@@ -18,8 +18,10 @@ from planner.sweep_axes import Axis, Value
 from planner.tables import bullets, digits, new_table, seconds
 
 BOTH, NO_PLAN = "both", "no plan"
-MOST_SENTENCES = 20
-"""Of one list; the CSV has every row."""
+MOST_FLIPS, MOST_REASONS = 20, 6
+"""Sentences of one list; JSON has every one."""
+FULL = 0.99
+"""Of a memory: what whole blocks and layers leave of a budget that binds is less than the rest."""
 INFEASIBLE = "infeasible"
 
 
@@ -67,22 +69,29 @@ def sweep_report(axes: Sequence[Axis], rows: Sequence[Row]) -> list[RenderableTy
     """The table, then where what binds changes, then why some points have no plan."""
     parts: list[RenderableType] = [_table(axes, rows)]
     if changes := flips(axes, rows):
-        parts.append(bullets("Where the binding resource changes", _shortened([_said(axes, one) for one in changes])))
+        parts.append(
+            bullets("Where the binding resource changes", _shortened([_said(axes, one) for one in changes], MOST_FLIPS))
+        )
     if refused := [row for row in rows if row.figures is None]:
-        parts.append(bullets("Not feasible", _shortened([f"{_place(axes, row)}: {row.infeasible}" for row in refused])))
+        parts.append(
+            bullets(
+                "Not feasible", _shortened([f"{_place(axes, row)}: {row.infeasible}" for row in refused], MOST_REASONS)
+            )
+        )
     return parts
 
 
 def reasons(axes: Sequence[Axis], rows: Sequence[Row]) -> dict[str, str]:
     """Why points have no plan, by point and policy, for as many as a person reads."""
     refused = [row for row in rows if row.infeasible is not None]
-    return {_place(axes, row): str(row.infeasible) for row in refused[:MOST_SENTENCES]}
+    return {_place(axes, row): str(row.infeasible) for row in refused[:MOST_REASONS]}
 
 
 def _table(axes: Sequence[Axis], rows: Sequence[Row]) -> Table:
     heads = [f"{axis.key.name} ({axis.unit})" if axis.unit not in ("", "x") else axis.key.name for axis in axes]
+    title = f"{len(rows)} plans, best of each point in bold; full: memory planned to the last percent"
     table = new_table(
-        f"{len(rows)} plans", *heads, "policy", "tokens/s", "a step", "ACT", "binds", "GPU", "host",
+        title, *heads, "policy", "tokens/s", "a step", "ACT", "binds", "full",
         numeric=len(axes) + 1,
     )  # fmt: skip
     for i, column in enumerate(table.columns):  # long names of keys give way to figures, and lose no letter
@@ -99,11 +108,12 @@ def _table(axes: Sequence[Axis], rows: Sequence[Row]) -> Table:
 def _cells(row: Row) -> tuple[str, ...]:
     f = row.figures
     if f is None:
-        return ("-", "-", "-", NO_PLAN, "-", "-")
-    full = (f"{f[f'{device}_planned_bytes'] / f[f'{device}_capacity_bytes']:.0%}" for device in ("gpu", "host"))
+        return ("-", "-", "-", NO_PLAN, "-")
+    devices = {"gpu": "GPU", "host": "host"}
+    full = [name for key, name in devices.items() if f[f"{key}_planned_bytes"] > FULL * f[f"{key}_capacity_bytes"]]
     return (
         digits(f["throughput_tokens_per_s"]), seconds(f["decode_step_s"]), f"{f['act_share']:.0%}",
-        binds(row), *full,
+        binds(row), BOTH if len(full) > 1 else "".join(full) or "-",
     )  # fmt: skip
 
 
@@ -141,16 +151,16 @@ def _said(axes: Sequence[Axis], one: Flip) -> str:
     return f"{one.policy}: {one.was} to {one.becomes} between {place}" + (f" ({others})" if others else "")
 
 
-def _shortened(sentences: Sequence[str]) -> list[str]:
-    more = len(sentences) - MOST_SENTENCES
-    return [*sentences[:MOST_SENTENCES], *([f"... and {more} more"] if more > 0 else [])]
+def _shortened(sentences: Sequence[str], most: int) -> list[str]:
+    more = len(sentences) - most
+    return [*sentences[:most], *([f"... and {more} more"] if more > 0 else [])]
 
 
 def sweep_result(axes: Sequence[Axis], rows: Sequence[Row]) -> dict[str, Any]:
     """What `sweep --json` prints."""
     return {
         "axes": [
-            {"key": axis.key.name, "unit": axis.unit, "values": [rows_value(axis, value) for value in axis.values]}
+            {"key": axis.key.name, "unit": axis.unit, "values": [_as_typed(axis, value) for value in axis.values]}
             for axis in axes
         ],
         "rows": [
@@ -171,7 +181,7 @@ def sweep_result(axes: Sequence[Axis], rows: Sequence[Row]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rows_value(axis: Axis, value: Value) -> Value:
+def _as_typed(axis: Axis, value: Value) -> Value:
     """A value of an axis as the rows hold it: numbers as numbers, factors as text."""
     return axis.said(value) if axis.relative else value
 

@@ -27,8 +27,8 @@ WIDTH, HEIGHT = 5.5, 4.2
 def sweep_figure(axes: Sequence[Axis], rows: Sequence[Row], path: Path) -> None:
     """Write the picture of a sweep of one or two keys; the kind of file is that of `path`.
 
-    One key: a line for each policy. Two: a panel for each policy, a line for each value of the second key. Points
-    without a plan are crosses at the foot, and interrupt their line. InputError where the file cannot be written.
+    One key: a line for each policy. Two: a panel for each policy, a line for each value of the second key. A cross at
+    the foot: some line has no plan there, and is interrupted. InputError where the file cannot be written.
     """
     policies = list(dict.fromkeys(row.policy for row in rows))
     panels = [policies] if len(axes) == 1 else [[policy] for policy in policies]
@@ -46,17 +46,15 @@ def sweep_figure(axes: Sequence[Axis], rows: Sequence[Row], path: Path) -> None:
 
 
 def _panel(panel: Axes, axes: Sequence[Axis], rows: Sequence[Row]) -> None:
-    along, missing = axes[0], False
+    along = axes[0]
     places = _places(along)
-    for (label, line), style in zip(_lines(axes, rows), _styles(axes), strict=False):
+    without: set[float] = set()
+    for (label, line), (mark, colour, dash) in zip(_lines(axes, rows), _styles(axes), strict=False):
         rates = [row.figures["throughput_tokens_per_s"] if row.figures else nan for row in line]
-        mark, colour, dash = style
         panel.plot(places, rates, dash, marker=mark, color=colour, fillstyle="none", label=label)
-        without = [place for place, row in zip(places, line, strict=True) if row.figures is None]
-        panel.plot(without, [0.0] * len(without), "x", color="grey", label=None if missing else "no plan")
-        missing = missing or bool(without)
-        if not without:
-            panel.lines[-1].remove()
+        without |= {place for place, row in zip(places, line, strict=True) if row.figures is None}
+    if without:
+        panel.plot(sorted(without), [0.0] * len(without), "x", color="grey", clip_on=False, label="no plan")
     panel.set_ylim(bottom=0)
     panel.set_xlabel(_named(along))
     _scale(panel, along, places)
