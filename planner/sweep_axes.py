@@ -85,9 +85,11 @@ def _axis(text: str, hardware: HardwareProfile) -> Axis:
     numbers = [number for item in items for number in _numbers(item.removeprefix("x"), where)]
     if len(numbers) > MOST_VALUES:
         raise InputError(f"more than {MOST_VALUES} values", where=where, cure="Give fewer, or a larger step")
-    if not is_relative:
-        for number in numbers:
+    for number in numbers:
+        if not is_relative:
             key.check(number, where)
+        elif number <= 0:
+            raise InputError(f"x{number:g} leaves nothing", where=where, cure="Give factors above 0")
     return Axis(key, _each_once(numbers, where), is_relative)
 
 

@@ -16,6 +16,10 @@ from planner.workload import MAX_TOKENS
 GB = 1e9
 MAX_REQUESTS = 10**6
 """As of `--requests`."""
+SLOWEST, FASTEST = 0.001, 10_000
+"""GB/s of a link, as of `--link-gbps`."""
+SMALLEST, LARGEST = 1e-6, 1e6
+"""GB of a memory: a kilobyte for toys, a petabyte."""
 MODEL_FIELDS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_positions")
 PEAKS = "gpu.datasheet"
 """Never used as rates: nothing would follow from changing them."""
@@ -78,11 +82,18 @@ ALIASES = {
         Key("model", "name", ("--model",)),
         Key("hardware", "name", ("--hardware",)),
         Key("dtype", "name", ("--dtype",)),
-        Key("link", "number", _link_places("h2d", "d2h"), "GB/s"),
-        Key("link.h2d", "number", _link_places("h2d"), "GB/s"),
-        Key("link.d2h", "number", _link_places("d2h"), "GB/s"),
-        Key("gpu.memory", "number", ("gpu.memory.usable_bytes", "gpu.memory.nominal_bytes"), "GB"),
-        Key("host.memory", "number", ("host.total_bytes",), "GB"),
+        Key("link", "number", _link_places("h2d", "d2h"), "GB/s", low=SLOWEST, high=FASTEST),
+        Key("link.h2d", "number", _link_places("h2d"), "GB/s", low=SLOWEST, high=FASTEST),
+        Key("link.d2h", "number", _link_places("d2h"), "GB/s", low=SLOWEST, high=FASTEST),
+        Key(
+            "gpu.memory",
+            "number",
+            ("gpu.memory.usable_bytes", "gpu.memory.nominal_bytes"),
+            "GB",
+            low=SMALLEST,
+            high=LARGEST,
+        ),
+        Key("host.memory", "number", ("host.total_bytes",), "GB", low=SMALLEST, high=LARGEST),
         Key("compute", "factor", (RATES,)),
         Key("gemm", "factor", (GEMM,)),
         Key("requests", "whole", ("--requests",), low=1, high=MAX_REQUESTS, scalable=False),
@@ -159,9 +170,6 @@ def changed_hardware(hardware: HardwareProfile, settings: Sequence[Setting]) -> 
             factors[setting.key.places[0]] = setting.number(1.0)
         else:
             numbers |= _CHANGES.get(name, _one_number)(hardware, setting)
-    for name, factor in [*factors.items(), ("compute", speed)]:
-        if factor <= 0:
-            raise InputError(f"x{factor:g} is no speed", where=name, cure="Give factors above 0")
     if any(place.startswith(RATES) for setting in settings for place in setting.key.places):
         hardware = _without_datasheet(hardware, factors)
     if numbers:

@@ -20,6 +20,8 @@ from planner.tables import bullets, digits, new_table, seconds
 BOTH, NO_PLAN = "both", "no plan"
 MOST_FLIPS, MOST_REASONS = 20, 6
 """Sentences of one list; JSON has every one."""
+WIDE_GAP, ROUNDING = 0.05, 1e-6
+"""A gap worth a word; a gap below zero that is no more than a sum's last digits."""
 FULL = 0.99
 """Of a memory: what whole blocks and layers leave of a budget that binds is less than the rest."""
 INFEASIBLE = "infeasible"
@@ -72,6 +74,8 @@ def sweep_report(axes: Sequence[Axis], rows: Sequence[Row]) -> list[RenderableTy
         parts.append(
             bullets("Where the binding resource changes", _shortened([_said(axes, one) for one in changes], MOST_FLIPS))
         )
+    if words := doubts(rows):
+        parts.append(bullets("How sure", words))
     if refused := [row for row in rows if row.figures is None]:
         parts.append(
             bullets(
@@ -79,6 +83,23 @@ def sweep_report(axes: Sequence[Axis], rows: Sequence[Row]) -> list[RenderableTy
             )
         )
     return parts
+
+
+def doubts(rows: Sequence[Row]) -> list[str]:
+    """What the gaps say of comparing points: no plan is better than its own proof."""
+    gaps = [row.figures["gap"] for row in rows if row.figures is not None]
+    wide, beaten = [gap for gap in gaps if gap > WIDE_GAP], [-gap for gap in gaps if gap < -ROUNDING]
+    found = []
+    if wide:
+        found.append(
+            f"{len(wide)} of {len(gaps)} plans are proven only to within {max(wide):.0%} of the best: "
+            "smaller differences between points may be the planner's"
+        )
+    if beaten:
+        found.append(
+            f"{len(beaten)} of {len(gaps)} plans are up to {max(beaten):.1%} below their bound: it does not hold"
+        )
+    return found
 
 
 def reasons(axes: Sequence[Axis], rows: Sequence[Row]) -> dict[str, str]:
