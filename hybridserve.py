@@ -10,9 +10,8 @@ import typer
 
 from planner import catalogue, flags, report, selection, terminal
 from planner.costs import CostModel
-from planner.errors import HybridserveError, InputError, RunError
+from planner.errors import HybridserveError, InputError
 from planner.explain_report import explain_report, explain_result
-from planner.files import dump_yaml, write_whole
 from planner.hardware import load_hardware
 from planner.model import load_model
 from planner.peers.catalogue import PEERS, Peer
@@ -21,15 +20,14 @@ from planner.plan import Plan, read_plan
 from planner.planning import make_plan
 from planner.policies import POLICIES
 from planner.results import plan_result, times
-from planner.speed import Check
 from planner.trace import write_trace
 from planner.verification import predicted_timeline
 from planner.wave_attribution import attribute_waves
-from planner.workload import Workload, check_fits
+from planner.workload import check_fits
 from runtime import prompts as lines
-
-CHECK_TURNS = 24
-"""Readings of each kernel by `profile --check`: a second or two."""
+from runtime.commands.profile import profile_command
+from runtime.commands.shared import job_of, need_runtime
+from runtime.commands.sweep import sweep_command
 
 app = typer.Typer(
     add_completion=True,
@@ -58,7 +56,7 @@ def plan_command(
         raise InputError(what, where="--output", cure=f"Leave it out, or choose one of {', '.join(POLICIES)}")
     selection.check_files({"--output": output}, [workload, Path(hardware), *selection.model_files(model)])
     spec, profile = load_model(model, dtype), selection.capped(load_hardware(hardware), gpu_memory_gb)
-    job = _job(requests, prompt_len, gen_len, workload, model)
+    job = job_of(requests, prompt_len, gen_len, workload, model)
     fixed = selection.options(act_share, mini_batches, waves, job)
     if isinstance(chosen, Peer):
         check_fits(job, spec)
@@ -126,7 +124,7 @@ def run_command(
     found = read_plan(plan)
     selection.check_made_for(found, hardware, plan)
     predicted_timeline(found, plan)
-    _need_runtime()
+    need_runtime()
     from runtime.execution import execute  # noqa: PLC0415  (torch is imported only where something runs)
 
     text = lines.Text(checkpoint)
@@ -149,70 +147,7 @@ def run_command(
     terminal.written(output, trace)
 
 
-@app.command("profile")
-def profile_command(
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the profile here.")] = None,
-    check: Annotated[
-        str | None, typer.Option("--check", help="Measure a sample and say whether this profile still holds.")
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="cuda or cpu.")] = "cpu",
-    link_gbps: Annotated[
-        float | None,
-        typer.Option("--link-gbps", min=0.001, max=10_000, help="CPU: pace of the link, GB/s (10^9 bytes)."),
-    ] = None,
-    gpu_memory_gb: flags.GpuGb = None,
-    hidden: Annotated[
-        int, typer.Option("--hidden", min=64, max=2**16, help="Model width to measure kernels at.")
-    ] = 512,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Default: float32 on cpu, float16 on cuda.")] = None,
-    as_json: flags.Json = False, context: typer.Context = None,  # type: ignore[assignment]
-) -> None:  # fmt: skip
-    """Measure this machine and write a hardware profile, or check one. Exit code 1 where a profile no longer holds.
-
-    Example: hybridserve profile --device cpu --link-gbps 0.4 -o here.yaml
-    """
-    if check is not None:
-        selection.check_alone(context, "--check", ("device", "link_gbps", "gpu_memory_gb", "hidden", "dtype"))
-        return _check_profile(check, output, as_json)
-    if output is None:
-        raise InputError("no file to write", where="profile", cure="Give -o FILE.yaml, or --check FILE.yaml")
-    selection.one_of("--device", device, ("cpu", "cuda"))
-    kind = dtype or ("float16" if device == "cuda" else "float32")
-    selection.one_of("--dtype", kind, ("float16", "bfloat16", "float32"))
-    selection.check_profile(device, link_gbps, hidden)
-    selection.check_files({"--output": output})
-    _need_runtime()
-    from runtime.profiler import Profiler, Request  # noqa: PLC0415
-
-    request = Request(
-        device=device, hidden=hidden, heads=hidden // 64, dtype=kind, profile_id=selection.profile_id(output),
-        link_bytes_per_s=link_gbps * 1e9 if link_gbps else None,
-        gpu_bytes=int(gpu_memory_gb * 1e9) if gpu_memory_gb else None,
-    )  # fmt: skip
-    with terminal.steps("measuring", total=Profiler.STAGES) as advance:
-        profiler = Profiler(request, advance)
-        profile = profiler.run()
-    write_whole(output, dump_yaml(profile.to_plain()))
-    terminal.show(as_json, *catalogue.hardware(profile))
-    terminal.written(output)
-    for warning in (report.pace_warning(profile, link_gbps), report.noise_warning(profiler.repeatability)):
-        if warning:
-            terminal.err.print(warning, soft_wrap=True)
-
-
-def _check_profile(name: str, output: Path | None, as_json: bool) -> None:
-    """`profile --check`: exit code 1, with the verdict, where the profile does not hold."""
-    if output is not None:
-        raise InputError("--check writes nothing", where="--output", cure="Leave out one of them")
-    hardware = load_hardware(name)
-    _need_runtime()
-    from runtime.gauge import Gauge  # noqa: PLC0415
-
-    with terminal.status(f"checking {hardware.id}"):
-        found = Check(hardware, Gauge(hardware).read(CHECK_TURNS))
-    terminal.show(as_json, found.result(), found.report())
-    if not found.describes:
-        raise RunError(found.verdict)
+app.command("profile")(profile_command)
 
 
 @app.command("compare")
@@ -234,10 +169,10 @@ def compare_command(
     chosen = selection.policies_named(policies, execute, ours=execute or is_fixed)
     selection.check_options(chosen, "--policies", act_share=act_share, mini_batches=mini_batches, waves=waves)
     spec, profile = load_model(model, dtype), selection.capped(load_hardware(hardware), gpu_memory_gb)
-    job = _job(requests, prompt_len, gen_len, workload, model)
+    job = job_of(requests, prompt_len, gen_len, workload, model)
     fixed = selection.options(act_share, mini_batches, waves, job)
     if execute:
-        _need_runtime()
+        need_runtime()
     refused: dict[str, str] = {}
     found = []
     for policy in chosen:
@@ -257,6 +192,9 @@ def compare_command(
                 results[i] = run(plan, progress=advance).result()
         shown.append(report.errors_report([(result["policy"], result) for result in results]))
     terminal.show(as_json, {"policies": results, "infeasible": refused}, *shown)
+
+
+app.command("sweep")(sweep_command)
 
 
 @app.command("show")
@@ -284,34 +222,12 @@ def demo_command(
     Example: hybridserve demo --output out/demo
     """
     selection.check_files({"--output": output / "results.json"})
-    _need_runtime()
+    need_runtime()
     from runtime.demo import run_demo  # noqa: PLC0415
 
     with terminal.steps("demo") as advance:
         shown = run_demo(output, advance)
     terminal.show(as_json, shown.result(), shown.report())
-
-
-def _job(requests: int | None, prompt_len: int | None, gen_len: int | None, path: Path | None, model: str) -> Workload:
-    """The workload of the flags; a file holds lengths, or prompts that the checkpoint's tokenizer counts."""
-    equal = selection.job(requests, prompt_len, gen_len, path)
-    if path is None or equal is not None:
-        assert equal is not None
-        return equal
-    if lines.holds_prompts(path):
-        return lines.as_workload(lines.read_prompts(path, lines.Text(Path(model))))
-    return Workload.from_jsonl(path)
-
-
-def _need_runtime() -> None:
-    """Running needs torch, planning does not; nothing of it may be missing or broken."""
-    try:
-        import safetensors  # noqa: F401, PLC0415
-        import torch  # noqa: F401, PLC0415
-    except Exception as error:  # a broken installation fails with anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        what = f"running needs torch and safetensors, planning does not: {reason}"
-        raise InputError(what, cure="pip install 'hybridserve[runtime]'") from None
 
 
 def main() -> None:

@@ -81,9 +81,14 @@ def busy_fractions(timeline: Timeline) -> tuple[float, float]:
     return use["h2d"].busy_fraction, use["compute"].busy_fraction
 
 
+def balanced(link: float, compute: float) -> bool:
+    """Whether two streams, busy for these shares of a phase, finish together."""
+    return min(link, compute) > BALANCED or abs(link - compute) < 1 - BALANCED
+
+
 def binding_in_words(link: float, compute: float) -> str:
     """Which stream limits a job in which both are busy for these shares of decoding."""
-    if min(link, compute) > BALANCED or abs(link - compute) < 1 - BALANCED:
+    if balanced(link, compute):
         return f"Link and compute are balanced: the link is busy {link:.0%} of decoding, the GPU {compute:.0%}"
     if link > compute:
         return f"The link binds: busy {link:.0%} of decoding, the GPU {compute:.0%}"

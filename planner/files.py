@@ -194,20 +194,21 @@ def content_hash(data: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to a temporary file beside `path`, then rename: no reader ever sees half a file.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write `content`, text as UTF-8, to a temporary file beside `path`, then rename: no reader ever sees half a file.
 
     A link stays a link: what it points to is written.
     """
     try:
+        data = content.encode("utf-8") if isinstance(content, str) else content
         target = real_path(path)
         if target.exists() and not target.is_file() and not target.is_dir():  # a device or a pipe cannot be replaced
-            target.write_text(text, encoding="utf-8")
+            target.write_bytes(data)
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(data)
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -95,15 +95,15 @@ class HardwareProfile(Strict):
         for key, node in data["gpu"]["achieved"].items():
             if key == "gemm_flops_by_rows":
                 for table in node.values():
-                    _scale(table, 1 / gemm)
+                    scale_rates(table, 1 / gemm)
             elif "_per_s" in key or "flops" in key:
-                _scale(node, 1 / memory)
+                scale_rates(node, 1 / memory)
             elif key.endswith("_s"):
-                _scale(node, gemm)
+                scale_rates(node, gemm)
         return validate(HardwareProfile, data, self.id)
 
 
-def _scale(node: dict[str, Any], factor: float) -> None:
+def scale_rates(node: dict[str, Any], factor: float) -> None:
     """Multiply a number, or every rate of a table, in place."""
     if "value" in node:
         node["value"] *= factor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 
@@ -11,7 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from runtime.execution import Execution
+if TYPE_CHECKING:  # pictures of plans alone need no torch
+    from runtime.execution import Execution
 
 PREDICTED, MEASURED = "#9ecae1", "#08519c"
 MARKS = {"hybrid": "o", "kv-only": "s", "act-only": "^"}

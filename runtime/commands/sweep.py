@@ -1,0 +1,89 @@
+"""`hybridserve sweep`: one plan for each combination of values, on several cores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from planner import flags, selection, sweep_report, terminal
+from planner.errors import InputError
+from planner.files import write_whole
+from planner.policies import CACHES
+from planner.sweep import cores, sweep
+from planner.sweep_axes import Axis, read_axes
+from planner.sweep_points import Given, WorkloadOf, grid, names
+from planner.workload import Workload
+from runtime.commands.shared import job_of, need_plots
+
+MOST_WORKERS = 1024
+PICTURES = (".png", ".svg", ".pdf")
+MOST_DRAWN = 2
+"""Keys in one picture: one along it, one in its lines."""
+
+Model = Annotated[str | None, typer.Option("--model", help="As of plan, unless --set model=A,B says it.")]
+Hardware = Annotated[str | None, typer.Option("--hardware", help="As of plan, unless --set hardware=A,B says it.")]
+Set = Annotated[
+    list[str], typer.Option("--set", help="KEY=VALUES, like link.h2d=16,25,32 or requests=8..64*2; repeat for a grid.")
+]
+
+
+def sweep_command(
+    to_set: Set, model: Model = None, hardware: Hardware = None, requests: flags.Requests = None,
+    prompt_len: flags.PromptLen = None, gen_len: flags.GenLen = None, workload: flags.WorkloadFile = None,
+    policies: Annotated[str, typer.Option("--policies", help="Names, separated by commas.")] = ",".join(CACHES),
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write all rows here, as CSV.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw one or two keys here: .png, .svg or .pdf.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, max=MOST_WORKERS, help="Processes; default one a core.")
+    ] = None,
+    act_share: flags.ActShare = None, mini_batches: flags.MiniBatches = None, waves: flags.Waves = None,
+    dtype: flags.Dtype = None, gpu_memory_gb: flags.GpuGb = None, as_json: flags.Json = False,
+) -> None:  # fmt: skip
+    """Plan a job over values of anything: links, memories, rates, models, lengths. Exit code 1 if none is feasible.
+
+    Example: hybridserve sweep --model opt-6.7b --hardware rtx4090-pcie4 --requests 64 --prompt-len 512 --gen-len 32
+    --set link.h2d=16,25,32,50 --policies hybrid,kv-only -o sweep.csv
+    """
+    chosen = selection.policies_named(policies, execute=False, ours=False)
+    given = Given(
+        model, hardware, workload, dtype, gpu_memory_gb, requests, prompt_len, gen_len, act_share, mini_batches, waves
+    )
+    axes = read_axes(to_set, hardware)
+    _check_outputs(output, plot, given, axes)
+    points = grid(given, axes, chosen, _workload_of(workload))
+    with terminal.steps("sweeping") as advance:
+        rows = sweep(points, chosen, workers or cores(), advance)
+    if all(row.figures is None for row in rows):
+        raise selection.NothingFeasibleError(sweep_report.reasons(axes, rows))
+    if output:
+        write_whole(output, sweep_report.sweep_csv(axes, rows))
+    if plot:
+        from runtime.sweep_plot import sweep_figure  # noqa: PLC0415  (matplotlib is optional)
+
+        sweep_figure(axes, rows, plot)
+    terminal.show(as_json, sweep_report.sweep_result(axes, rows), *sweep_report.sweep_report(axes, rows))
+    terminal.written(output, plot)
+
+
+def _workload_of(path: Path | None) -> WorkloadOf:
+    def found(requests: int | None, prompt_len: int | None, gen_len: int | None, model: str) -> Workload:
+        return job_of(requests, prompt_len, gen_len, path, model)
+
+    return found
+
+
+def _check_outputs(output: Path | None, plot: Path | None, given: Given, axes: Sequence[Axis]) -> None:
+    """Both can be written, over nothing that is read; and a picture can show what is swept."""
+    if plot is not None:
+        selection.one_of("--plot", plot.suffix, PICTURES, "kind of picture")
+        if len(axes) > MOST_DRAWN:
+            what = f"a picture shows one or two keys, not {len(axes)}"
+            raise InputError(what, where="--plot", cure="Leave it out, or sweep fewer keys at once")
+        need_plots()
+    read = [given.workload]
+    for what, name in names(given, axes):
+        read += selection.model_files(name) if what == "model" else [Path(name)]
+    selection.check_files({"--output": output, "--plot": plot}, read)
