@@ -24,8 +24,8 @@ from planner.trace import write_trace
 from planner.verification import predicted_timeline
 from planner.wave_attribution import attribute_waves
 from planner.workload import check_fits
-from runtime import prompts as lines
 from runtime.commands.profile import profile_command
+from runtime.commands.run import run_command
 from runtime.commands.shared import job_of, need_runtime
 from runtime.commands.sweep import sweep_command
 
@@ -98,55 +98,7 @@ def explain_command(plan: flags.PlanFile, as_json: flags.Json = False) -> None:
     terminal.show(as_json, explain_result(found, where), explain_report(found, where))
 
 
-@app.command("run")
-def run_command(
-    plan: flags.PlanFile,
-    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", help="A Hugging Face folder.")] = None,
-    random_weights: Annotated[
-        int | None, typer.Option("--random-weights", min=0, max=2**63 - 1, help="Seed; default 0.")
-    ] = None,
-    prompts: Annotated[Path | None, typer.Option("--input", help="Prompts as JSON lines.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="Completions as JSON lines.")] = None,
-    hardware: Annotated[
-        str | None, typer.Option("--hardware", help="Refuse unless the plan was made for this hardware.")
-    ] = None,
-    trace: flags.Trace = None, as_json: flags.Json = False,
-) -> None:  # fmt: skip
-    """Execute a plan and lay the measurement beside its prediction.
-
-    Example: hybridserve run plan.yaml --random-weights 0 --trace both.json
-    """
-    if checkpoint and random_weights is not None:
-        raise InputError("--checkpoint and --random-weights exclude each other", where="run", cure="Give one")
-    if output and not prompts:
-        raise InputError("--output needs --input", where="run", cure="Give the prompts to complete")
-    selection.check_files({"--output": output, "--trace": trace}, [plan, prompts], checkpoint)
-    found = read_plan(plan)
-    selection.check_made_for(found, hardware, plan)
-    predicted_timeline(found, plan)
-    need_runtime()
-    from runtime.execution import execute  # noqa: PLC0415  (torch is imported only where something runs)
-
-    text = lines.Text(checkpoint)
-    asked = lines.read_prompts(prompts, text) if prompts else None
-    if asked and prompts:
-        lines.check_planned(asked, found, prompts)
-    with terminal.steps("running") as advance:
-        tokens = [prompt.tokens for prompt in asked] if asked else None
-        done = execute(found, tokens, checkpoint, random_weights or 0, advance)
-    if output and asked:
-        lines.write_completions(output, asked, done.tokens, text)
-    if trace:
-        write_trace(trace, {"predicted": done.predicted, "measured": done.measured})
-    result = done.result()
-    terminal.show(
-        as_json, result, report.streams_report(found.policy, done.predicted, done.measured),
-        report.kinds_report(found.policy, done.predicted, done.measured),
-        report.errors_report([(found.policy, result)]),
-    )  # fmt: skip
-    terminal.written(output, trace)
-
-
+app.command("run")(run_command)
 app.command("profile")(profile_command)
 
 

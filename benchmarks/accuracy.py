@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.accuracy_report import summary
+from benchmarks.accuracy_report import RERUNS, read_reruns, rerun, summary
 from benchmarks.grid import PROFILE_HIDDEN, Point, executed_shapes, points
 from benchmarks.records import RESULTS, write
 from planner.costs import CostModel
@@ -92,6 +92,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"runs of each point (default {ROUNDS})")
     parser.add_argument("--every", type=int, default=1, help="only every n-th point, for a quick look")
     parser.add_argument("--dry-run", action="store_true", help="only print the summary; write nothing")
+    parser.add_argument(
+        "--rerun", action="store_true", help="keep the record: append only this run's summary to reruns"
+    )
     options = parser.parse_args()
     started = time.perf_counter()
     request = Request("cpu", hidden=PROFILE_HIDDEN, heads=PROFILE_HIDDEN // 64, profile_id="accuracy-profile")
@@ -117,7 +120,9 @@ def main() -> None:
         "calibrate": calibration(profile),
         "points": [one.record() for one in grid],
     }
-    if not options.dry_run:
+    if options.rerun:
+        print(f"written: {write(RERUNS, [*read_reruns(), rerun(document)])}")
+    elif not options.dry_run:
         write_whole(RESULTS / PROFILE, dump_yaml(profile.to_plain()))
         print(f"written: {write(RECORD, document)}")
     print(summary(document))

@@ -8,7 +8,7 @@ from string import Template
 from typing import Any
 
 from benchmarks import memory, published
-from benchmarks.accuracy_report import HEADER, groups_table, kinds_table, main_table, otherwise_rows
+from benchmarks.accuracy_report import HEADER, groups_table, kinds_table, main_table, otherwise_rows, read_reruns, rerun
 from benchmarks.records import RESULTS, between_marks
 
 ROOT = Path(__file__).parent.parent
@@ -54,12 +54,29 @@ def document() -> str:
         left_out=_left_out(record["calibrate"]["leave_one_out"]),
         otherwise=f"{HEADER}\n{otherwise_rows(points)}",
         disturbance=_disturbance(points),
+        reruns=_reruns(record),
         groups=groups_table(points),
         kinds=kinds_table(points),
         memory=memory.summary(_load(memory.RECORD)),
         published=published.markdown_table(published.load()),
         worst="\n".join(_worst(points)),
     )
+
+
+def _reruns(record: dict[str, Any]) -> str:
+    """The record and every other run of the grid, by how steady the machine was."""
+    names = ("run", "profile's halves differ by", "median disturbance", "decode step: mean, p95, worst", "prefill")
+    head = f"| {' | '.join(names)} | whole job |"
+    rows = []
+    for name, one in [("the record", rerun(record)), *((f"again, {one['date']}", one) for one in read_reruns())]:
+        step = one["decode_step_s"]
+        figures = ", ".join(f"{step[key]:.1%}" for key in ("mean", "p95", "worst"))
+        cells = (
+            name, one["machine"]["repeatability"], f"{one['disturbance']:.1%}", figures,
+            f"{one['prefill_s']['mean']:.1%}", f"{one['total_s']['mean']:.1%}",
+        )  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows])
 
 
 def _setting(record: dict[str, Any]) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from benchmarks.records import RESULTS
+
+RERUNS = "accuracy-reruns.json"
 QUANTITIES = {"decode_step_s": "decode step", "prefill_s": "prefill", "total_s": "whole job (1 / throughput)"}
 
 
@@ -105,3 +109,20 @@ def summary(document: dict[str, Any]) -> str:
     parts += [memory_errors(points, place).row(f"peak bytes, {place}") for place in ("gpu", "host")]
     parts.append(otherwise_rows(points))
     return "\n\n".join(parts[:4]) + "\n" + "\n".join(parts[4:])
+
+
+def read_reruns() -> list[dict[str, Any]]:
+    """Summaries of earlier runs of the whole grid, beside the record."""
+    path = RESULTS / RERUNS
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def rerun(document: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a run that does not replace the record."""
+    points = document["points"]
+    disturbed = sorted(point["disturbance"] for point in points)
+    return {
+        "date": document["date"], "machine": document["machine"], "rounds": len(points[0]["runs"]),
+        "disturbance": disturbed[len(disturbed) // 2],
+        **{key: asdict(errors(points, key)) for key in QUANTITIES},
+    }  # fmt: skip

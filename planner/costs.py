@@ -64,7 +64,8 @@ class CostModel:
         """[K V] = A [W_K W_V] for `blocks` blocks: 4 d d_kv FLOP a token (facts, section 2)."""
         if not blocks:
             return OpCost()
-        kernels = self._gemm(blocks * BLOCK_TOKENS, self.model.hidden, 2 * self.model.d_kv)
+        tokens = blocks * BLOCK_TOKENS
+        kernels = self._gemm(tokens, self.model.hidden, 2 * self.model.d_kv) + self._placing(tokens, self.model.d_kv)
         return kernels * self._slowdown.rebuild.value + self._overhead()
 
     def _decode_forward(self, rows: int, groups: Attended) -> OpCost:
@@ -125,8 +126,14 @@ class CostModel:
         for _ in range(ups):
             cost += self._gemm(rows, m.hidden, m.ffn)
         cost += self._gemm(rows, m.ffn, m.hidden)
+        cost += self._placing(rows, width + m.d_kv)
         # Two norms and two residual additions read and write the hidden state, the activation the FFN's.
         return cost + self.elementwise(rows * (10 * m.hidden + (1 + 2 * ups) * m.ffn))
+
+    def _placing(self, rows: int, width: int) -> OpCost:
+        """Turning queries and keys, `width` elements a token, to their positions, and norming their heads: in place."""
+        passes = bool(self.model.rope) + self.model.qk_norm
+        return self.elementwise(2 * passes * rows * width) if passes else OpCost()
 
     # ---- compute, per step -----------------------------------------------------------------------
 

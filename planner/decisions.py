@@ -51,6 +51,11 @@ class Decisions:
         return max(mini_batch.decode_steps for mini_batch in self.mini_batches)
 
     @property
+    def positions(self) -> int:
+        """The most that a request reaches."""
+        return max(group.positions for mini_batch in self.mini_batches for group in mini_batch.groups)
+
+    @property
     def act_blocks(self) -> int:
         """Cached blocks kept as activations, summed over decode steps."""
         return sum(int(mini_batch.shapes.blocks[:, _ACT].sum()) for mini_batch in self.mini_batches)

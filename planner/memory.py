@@ -94,6 +94,11 @@ def workspace_elements(model: ModelSpec, rows: int, sampled: int) -> int:
     return max(layer, sampled * (model.hidden + model.vocab))
 
 
+def rotary_bytes(model: ModelSpec, positions: int) -> int:
+    """Cosines and sines of every position that a request reaches; nothing where positions are learned."""
+    return positions * model.head_dim * model.element_bytes if model.rope else 0
+
+
 def pool_bytes(model: ModelSpec, decisions: Decisions, form: CacheForm) -> int:
     """Bytes of the pool that holds every block of `form`, all layers."""
     return sum(mini_batch.blocks(form) for mini_batch in decisions.mini_batches) * form.block_bytes(model)
@@ -107,6 +112,7 @@ def gpu_lines(model: ModelSpec, decisions: Decisions) -> list[MemoryLine]:
     return [
         MemoryLine("embedding, head and final norm", model.outer_bytes),
         MemoryLine("token ids", TOKEN_BYTES * sum(g.token_ids for b in decisions.mini_batches for g in b.groups)),
+        MemoryLine("rotary table", rotary_bytes(model, decisions.positions)),
         MemoryLine("resident layers", resident * model.layer_bytes),
         MemoryLine("weight slots", decisions.weight_slots * model.layer_bytes),
         MemoryLine("act@gpu blocks", pool_bytes(model, decisions, ACT_GPU)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,7 +13,7 @@ from planner.errors import InputError, Mistake, Mistaken, nearest
 from planner.files import content_hash, read_text, validate
 
 Dtype = Literal["float16", "bfloat16", "float32"]
-Family = Literal["opt", "llama", "mistral", "qwen2"]
+Family = Literal["opt", "llama", "mistral", "qwen2", "qwen3"]
 
 ELEMENT_BYTES: dict[str, int] = {"float16": 2, "bfloat16": 2, "float32": 4}
 MAX_SIZE = 10**7  # no layer count, width, vocabulary or context of a real model reaches this
@@ -20,6 +21,21 @@ OPT_POSITION_OFFSET = 2  # OPT's table of learned positions starts with two rows
 OPT_NORM_EPS = 1e-5  # not in OPT's config: its code takes the default of a layer norm
 CONFIG_FILE = "config.json"
 BUNDLED = Path(__file__).parent / "models"
+
+
+class Rope(BaseModel):
+    """Rotary positions: how fast each pair of a head's elements turns."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    theta: float = Field(gt=1)
+    scaling: Literal["none", "linear", "llama3"] = "none"
+    factor: float = Field(default=1.0, ge=1)
+    """Frequencies are divided by it: all of them, or with llama3 the slow ones."""
+    low_freq_factor: float = Field(default=1.0, gt=0)
+    high_freq_factor: float = Field(default=4.0, gt=0)
+    original_positions: int = Field(default=8192, gt=0, lt=MAX_SIZE)
+    """llama3: turns slower than original / low are divided, faster than original / high kept, and blended between."""
 
 
 class ModelSpec(BaseModel):
@@ -52,6 +68,9 @@ class ModelSpec(BaseModel):
     mlp_bias: bool
     activation: str = Field(min_length=1)
     norm_eps: float = Field(gt=0, lt=1)
+    rope: Rope | None = None
+    qk_norm: bool = False
+    """Every head of the queries and keys is normed before it is rotated."""
     dtype: Dtype
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -90,7 +109,7 @@ class ModelSpec(BaseModel):
         attention += (self.d_q + 2 * self.d_kv) * self.attention_bias + self.hidden * self.output_bias
         inputs = 2 if self.gated else 1
         mlp = (inputs + 1) * self.hidden * self.ffn + (inputs * self.ffn + self.hidden) * self.mlp_bias
-        return attention + mlp + 2 * self.final_norm_parameters
+        return attention + mlp + 2 * self.final_norm_parameters + 2 * self.head_dim * self.qk_norm
 
     @property
     def layer_bytes(self) -> int:
@@ -205,6 +224,12 @@ class _Config:
         if not isinstance(self.data, dict):
             raise InputError("a model config is a JSON object of keys and values", where=str(path))
 
+    def below(self, key: str, data: dict[str, Any]) -> _Config:
+        """The block `key` of this config, for messages that say so."""
+        found = copy(self)
+        found.data, found.path = data, Path(f"{self.path}: {key}")
+        return found
+
     def refuse_if(self, key: str, refused: bool, what: str, cure: str) -> None:
         if refused:
             raise InputError(what, where=f"{self.path}: {key}", cure=cure)
@@ -279,23 +304,55 @@ def _opt(config: _Config, shape: dict[str, int]) -> dict[str, Any]:
 
 def _llama_like(config: _Config, shape: dict[str, int], family: str) -> dict[str, Any]:
     hidden, heads, is_llama, is_qwen2 = shape["hidden"], shape["heads"], family == "llama", family == "qwen2"
-    kv_heads = config.get("num_key_value_heads", int, {"mistral": 8, "qwen2": 32}.get(family, heads), null=heads)
+    is_qwen3 = family == "qwen3"
+    absent = {"mistral": 8, "qwen2": 32, "qwen3": 32}.get(family, heads)
+    kv_heads = config.get("num_key_value_heads", int, absent, null=heads)
     what = f"{heads} attention heads cannot share {kv_heads} key/value heads evenly"
     config.refuse_if("num_key_value_heads", heads % kv_heads != 0, what, "Set both as the model was trained")
-    if family == "mistral" or (is_qwen2 and config.get("use_sliding_window", bool, False)):
+    if family == "mistral" or ((is_qwen2 or is_qwen3) and config.get("use_sliding_window", bool, False)):
         window = config.get("sliding_window", int, 4096, null=shape["max_positions"])
         what = f"a sliding window of {window} tokens is not supported: contexts beyond it would be wrong"
         cure = f"Use a model without one, or set max_position_embeddings to {window} to stay inside it"
         config.refuse_if("sliding_window", window < shape["max_positions"], what, cure)
-    llama_bias = is_llama and config.get("attention_bias", bool, False)
-    head_dim = config.get("head_dim", int, None, null=None)
+    bias = (is_llama or is_qwen3) and config.get("attention_bias", bool, False)
+    head_dim = config.get("head_dim", int, 128 if is_qwen3 else None, null=None)
+    rotated = config.get("partial_rotary_factor", float, 1.0, null=1.0)
+    config.refuse_if("partial_rotary_factor", rotated != 1, "only whole heads are rotated here", "Choose another model")
+    no_ends = is_qwen2 or is_qwen3
     return {
         "kv_heads": kv_heads, "head_dim": head_dim or _head_dim(config, hidden, heads),
         "ffn": config.get("intermediate_size", int), "gated": True, "positions": "rope", "position_offset": 0,
         "norm": "rmsnorm", "norm_eps": float(config.get("rms_norm_eps", float, 1e-6)),
-        "attention_bias": llama_bias or is_qwen2, "output_bias": llama_bias,
+        "rope": _rope(config, shape["max_positions"]), "qk_norm": is_qwen3,
+        "attention_bias": bias or is_qwen2, "output_bias": bias,
         "mlp_bias": is_llama and config.get("mlp_bias", bool, False),
         "tied": config.get("tie_word_embeddings", bool, False), "activation": config.get("hidden_act", str, "silu"),
-        "bos_token_id": config.token("bos_token_id", None if is_qwen2 else 1),
-        "eos_token_id": config.token("eos_token_id", None if is_qwen2 else 2),
+        "bos_token_id": config.token("bos_token_id", None if no_ends else 1),
+        "eos_token_id": config.token("eos_token_id", None if no_ends else 2),
     }  # fmt: skip
+
+
+ROPE_KINDS = {"default": "none", "none": "none", "linear": "linear", "llama3": "llama3", "dynamic": "none"}
+"""By what a config calls them. `dynamic` scales only beyond the model's positions, where no request goes."""
+
+
+def _rope(config: _Config, positions: int) -> dict[str, Any]:
+    """From `rope_parameters`, or from `rope_theta` and `rope_scaling` as they were before transformers 5."""
+    key = "rope_parameters" if config.data.get("rope_parameters") is not None else "rope_scaling"
+    block = config.data.get(key) or {}
+    config.refuse_if(key, not isinstance(block, dict), "not an object of keys and values", "Download the config again")
+    inside = config.below(key, block)
+    kind = str(block.get("rope_type", block.get("type", "default")))
+    known = ", ".join(ROPE_KINDS)
+    inside.refuse_if("rope_type", kind not in ROPE_KINDS, f"{kind!r} is not supported", f"Supported are {known}")
+    theta = inside.get("rope_theta", float, config.get("rope_theta", float, 1e4, null=1e4), null=1e4)
+    found: dict[str, Any] = {"theta": float(theta), "scaling": ROPE_KINDS[kind]}
+    if kind in ("linear", "llama3"):
+        found["factor"] = float(inside.get("factor", float))
+    if kind == "llama3":
+        found["low_freq_factor"] = float(inside.get("low_freq_factor", float))
+        found["high_freq_factor"] = float(inside.get("high_freq_factor", float))
+        found["original_positions"] = inside.get("original_max_position_embeddings", int, positions)
+        what = "high_freq_factor must be above low_freq_factor"
+        inside.refuse_if("high_freq_factor", found["high_freq_factor"] <= found["low_freq_factor"], what, "Correct one")
+    return found

@@ -30,6 +30,11 @@ class RequestGroup:
         return len(self.requests) * (self.prompt_len + self.gen_len)
 
     @property
+    def positions(self) -> int:
+        """Of a request: the last generated token is never fed, so it has none."""
+        return self.prompt_len + self.gen_len - 1
+
+    @property
     def prompt_blocks(self) -> int:
         return blocks_for(self.prompt_len)
 

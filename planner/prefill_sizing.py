@@ -11,7 +11,7 @@ from math import ceil
 from planner.costs import CostModel
 from planner.decisions import Decisions, PrefillPass, chunk_prompts
 from planner.ilp import PrefillSize
-from planner.memory import ALIGNMENT, TOKEN_BYTES, gpu_lines, planned_bytes, workspace_elements
+from planner.memory import ALIGNMENT, TOKEN_BYTES, gpu_lines, planned_bytes, rotary_bytes, workspace_elements
 from planner.placement import MiniBatch
 from planner.workload import Workload
 
@@ -43,6 +43,7 @@ class PrefillSizing:
         self.longest = max(r.prompt_len for r in workload.requests)
         self.tokens = workload.total_prompt_tokens
         self.id_bytes = TOKEN_BYTES * (self.tokens + workload.total_generated_tokens)
+        self.id_bytes += rotary_bytes(costs.model, max(r.positions for r in workload.requests))
         # However many tokens each shall generate: a chunk takes equal prompts into one attention call.
         self._prompts = Counter(r.prompt_len for r in workload.requests)
         self._compute = lru_cache(maxsize=None)(self._compute_s)

@@ -142,7 +142,6 @@ class _Builder:
         model = changed_model(self._read_model(flags["model"], flags["dtype"]), on_model)
         requests, prompt_len, gen_len = (_whole(flags[name]) for name in ("requests", "prompt_len", "gen_len"))
         job = self._read_job(requests, prompt_len, gen_len, flags["model"])
-        share = flags["act_share"]
         selection.check_options(self.policies, "--policies", **{name: flags[name] for name in FIXED})
         check_fits(job, model)
         CostModel(hardware, model)  # refuses a data type without a rate
@@ -150,7 +149,7 @@ class _Builder:
             hardware,
             model,
             job,
-            selection.options(share, _whole(flags["mini_batches"]), _whole(flags["waves"]), job),
+            selection.options(flags["act_share"], _whole(flags["mini_batches"]), _whole(flags["waves"]), job),
         )
 
 

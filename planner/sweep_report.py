@@ -133,7 +133,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     devices = {"gpu": "GPU", "host": "host"}
     full = [name for key, name in devices.items() if f[f"{key}_planned_bytes"] > FULL * f[f"{key}_capacity_bytes"]]
     return (
-        digits(f["throughput_tokens_per_s"]), seconds(f["decode_step_s"]), "-" if f["act_share"] is None else f"{f['act_share']:.0%}",
+        digits(f["throughput_tokens_per_s"]), seconds(f["decode_step_s"]),
+        "-" if f["act_share"] is None else f"{f['act_share']:.0%}",
         binds(row), BOTH if len(full) > 1 else "".join(full) or "-",
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ from runtime.buffers import DecodeBuffers
 from runtime.cache import Cache
 from runtime.device import Device
 from runtime.layers.base import Layers
+from runtime.places import Places
 from runtime.ragged import RaggedStep, attend_ragged
 from runtime.store import WeightStore
 from runtime.tokens import Tokens
@@ -29,6 +30,8 @@ class Decode:
         self.model, self.layers, self.device = model, layers, device
         self.weights, self.cache, self.buffers, self.tokens = weights, cache, buffers, tokens
         self.ragged = device.ragged
+        self._positions = decisions.positions
+        self._places: dict[int, tuple[int, Places]] = {}
         self._views: dict[int, tuple[int, StepView]] = {}
         self._ragged: dict[int, tuple[int, RaggedStep]] = {}
 
@@ -97,6 +100,19 @@ class Decode:
                 else:
                     for one, into in zip(kept, out, strict=True):
                         self.layers.project_kv(w, one, into)
+        if self.model.rope:
+            self.buffers.space.reset()
+            places = self._placed(op, view).rebuilt
+            self.layers.place_keys(w, self.buffers.rebuilt[: len(places)], places, self.buffers.space)
+
+    def _placed(self, op: Operation, view: StepView) -> Places:
+        """Positions of this step and mini-batch, made once for all layers."""
+        step, places = self._places.get(op.part, (0, None))
+        if places is None or step != op.step:
+            newest = self.tokens.positions(op.part, op.step)
+            places = Places.of(view, newest, self._positions - 1)
+            self._places[op.part] = (op.step, places)
+        return places
 
     @staticmethod
     def _act_slot(op: Operation) -> int:
@@ -112,7 +128,10 @@ class Decode:
         space.reset()
         hidden = self._hidden(op, view)
         normed = self.layers.normed(w, hidden, space)
-        query, new_kv = self.layers.split_qkv(self.layers.project_qkv(w, normed, space))
+        qkv = self.layers.project_qkv(w, normed, space)
+        if self.model.rope:
+            self.layers.place_qkv(w, qkv, self._placed(op, view).newest, space)
+        query, new_kv = self.layers.split_qkv(qkv)
         attended = space.take(view.rows, self.model.d_q)
         kv_slot = self._kv_slot(op)
         staged = None if kv_slot is None else self.buffers.kv_slots[kv_slot]

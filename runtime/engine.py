@@ -19,7 +19,9 @@ from planner.timeline import Span, Timeline
 from planner.wave_timeline import WavesTimeline
 from runtime.arena import Arena
 from runtime.device import Device, Ticket
+from runtime.keeper import EVERY_S, Keep, Keeper
 from runtime.layers.base import layers_for
+from runtime.sampling import Sampling
 from runtime.store import WeightStore
 from runtime.wave import Wave
 from runtime.weights import Source
@@ -63,8 +65,15 @@ class Engine:
         self.weights.fill(source)
         device.ready()
 
-    def run(self, prompts: Sequence[Sequence[int]], progress: Progress | None = None) -> Result:
-        """Greedy generation for every request. `prompts` are token ids, of the lengths the plan was made for."""
+    def run(
+        self, prompts: Sequence[Sequence[int]], progress: Progress | None = None,
+        ways: Sequence[Sampling] | None = None, keep: Keep | None = None, keep_every_s: float = EVERY_S,
+    ) -> Result:  # fmt: skip
+        """Generation for every request. `prompts` are token ids, of the lengths the plan was made for.
+
+        `ways`: how each request's tokens are chosen; greedily without. `keep` is given what requests have while others
+        still run, from this thread.
+        """
         self._check_prompts(prompts)
         switch = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
@@ -73,15 +82,18 @@ class Engine:
         generated: dict[int, list[int]] = {}
         try:
             for wave in self.waves:
-                wave.tokens.set_prompts(prompts)
+                wave.begin(prompts, ways)
                 if not first:
                     self.device.start_clock()
                 first.append(len(issued))
-                issued += self._issue(
-                    wave, sum(w.decisions.decode_steps for w in self.waves[: len(first) - 1]), progress
-                )
+                before = sum(w.decisions.decode_steps for w in self.waves[: len(first) - 1])
+                keeper = Keeper(self.plan.workload, wave.decisions, wave.tokens, keep, keep_every_s) if keep else None
+                issued += self._issue(wave, before, progress, keeper)
                 self.device.synchronize()
-                generated |= wave.tokens.generated()
+                made = wave.tokens.generated()
+                if keep:
+                    keep(made, True)
+                generated |= made
         finally:
             sys.setswitchinterval(switch)
         spans = [
@@ -94,18 +106,23 @@ class Engine:
         timeline = Timeline(spans, count) if len(first) == 1 else WavesTimeline(spans, count, tuple(first))
         return Result(tokens, timeline, peaks)
 
-    def _issue(self, wave: Wave, steps_before: int, progress: Progress | None) -> list[tuple[Operation, Ticket]]:
+    def _issue(
+        self, wave: Wave, steps_before: int, progress: Progress | None, keeper: Keeper | None
+    ) -> list[tuple[Operation, Ticket]]:
         """Every operation of a wave to its stream, never far ahead of what has ended."""
         issued: list[tuple[Operation, Ticket]] = []
-        pending: deque[Ticket] = deque()
+        pending: deque[tuple[Operation, Ticket]] = deque()
         steps = sum(wave.decode_steps for wave in self.plan.waves)
         for op in Schedule(self.model, wave.decisions):
             waits = [issued[w][1] for w in op.waits]
             ticket = self.device.launch(op.stream, wave.work(op), waits, op.nbytes)
             issued.append((op, ticket))
-            pending.append(ticket)
+            pending.append((op, ticket))
             if len(pending) > LOOKAHEAD:
-                pending.popleft().wait()
+                oldest, ended = pending.popleft()
+                ended.wait()
+                if keeper and oldest.kind == "sample":
+                    keeper.sampled(oldest)
             if progress and op.kind == "sample":
                 progress(steps_before + op.step, steps)
         return issued

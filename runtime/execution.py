@@ -17,7 +17,9 @@ from planner.timeline import Timeline
 from planner.wave_timeline import simulate_waves
 from runtime.device import Device, open_device
 from runtime.engine import Engine, Progress, random_prompts
+from runtime.keeper import EVERY_S, Keep
 from runtime.layers.base import layers_for
+from runtime.sampling import Sampling
 from runtime.weights import Checkpoint, RandomWeights, Source
 
 
@@ -47,10 +49,15 @@ def execute(
     seed: int = 0,
     progress: Progress | None = None,
     device: Device | None = None,
+    ways: Sequence[Sampling] | None = None,
+    keep: Keep | None = None,
+    keep_every_s: float = EVERY_S,
 ) -> Execution:
     """Run `plan` on its device, with a checkpoint's weights or seeded random ones.
 
-    Without prompts, random token ids of the planned lengths. InputError when the checkpoint is of another model,
+    Without prompts, random token ids of the planned lengths. `ways` and `keep` as of `Engine.run`.
+
+    InputError when the checkpoint is of another model,
     RunError when the device is missing or fails.
     """
     layers = layers_for(plan.model)
@@ -62,7 +69,8 @@ def execute(
             Checkpoint(checkpoint, layers) if checkpoint is not None else RandomWeights(seed, opened.torch_device)
         )
         engine = Engine(plan, opened, source)
-        result = engine.run(prompts if prompts is not None else random_prompts(plan, seed), progress)
+        given = prompts if prompts is not None else random_prompts(plan, seed)
+        result = engine.run(given, progress, ways, keep, keep_every_s)
     finally:
         if device is None:
             opened.close()

@@ -50,6 +50,8 @@ class Prefill:
             for p, chunks in enumerate(decisions.prefill_passes) for c, chunk in enumerate(chunks)
         }  # fmt: skip
 
+        self._known: tuple[int, dict[int, torch.Tensor]] = (-1, {})
+
     def _chunk_groups(self, chunk: PrefillChunk) -> list[ChunkGroup]:
         wanted, found, row = set(chunk.requests), [], 0
         for cache in self.cache.groups[chunk.mini_batch]:
@@ -67,6 +69,15 @@ class Prefill:
         start = sum(chunk.tokens for chunk in chunks[: op.part])
         return self.buffers.hidden[start : start + chunks[op.part].tokens]
 
+    def _positions(self, op: Operation) -> torch.Tensor:
+        """Of every token of the chunk; kept for the pass, since all its layers ask."""
+        known = self._known
+        if known[0] != op.offset:
+            known = self._known = (op.offset, {})
+        if op.part not in known[1]:
+            known[1][op.part] = self.tokens.prompt_positions(self.chunk(op))
+        return known[1][op.part]
+
     def embed(self, op: Operation) -> None:
         """Every prompt token of the chunk."""
         ids, positions = self.tokens.prompts(self.chunk(op))
@@ -78,7 +89,10 @@ class Prefill:
         space.reset()
         hidden = self._hidden(op)
         normed = self.layers.normed(w, hidden, space)
-        query, kv = self.layers.split_qkv(self.layers.project_qkv(w, normed, space))
+        qkv = self.layers.project_qkv(w, normed, space)
+        if self.model.rope:
+            self.layers.place_qkv(w, qkv, self._positions(op), space)
+        query, kv = self.layers.split_qkv(qkv)
         attended = space.take(len(hidden), self.model.d_q)
         for group in self._groups[op.offset, op.part]:
             attended[group.rows] = self._attend(group, query[group.rows], kv[group.rows])

@@ -1,22 +1,26 @@
-"""Prompts in, completions out: JSON lines. Imports nothing heavy: lengths of token ids can be planned without torch."""
+"""Prompts as JSON lines. Imports nothing heavy: lengths of token ids can be planned without torch."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from planner.errors import InputError, nearest
-from planner.files import read_text, write_whole
+from planner.files import read_text
 from planner.plan import Plan
 from planner.workload import MAX_TOKENS, Request, Workload
+from runtime import ways
+from runtime.openai_batch import from_batch
+from runtime.sampling import Sampling
+from runtime.ways import short
 
-KEYS = ("id", "prompt", "tokens", "max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop")
-NOT_YET = {"temperature": 0, "top_p": 1, "top_k": 0, "seed": None, "stop": None}
-"""Sampling fields and the only value this greedy runtime accepts for each."""
+KEYS = (
+    "id", "prompt", "tokens", "max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "ignore_eos",
+)  # fmt: skip
 NEW_TOKENS = 16
 """Generated where a prompt line does not say how many."""
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -27,7 +31,9 @@ EXAMPLE = '{"id": "a", "prompt": "Hello", "max_new_tokens": 16}'
 class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
-    def decode(self, ids: list[int]) -> str: ...
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str: ...
+
+    def apply_chat_template(self, messages: Any, add_generation_prompt: bool, return_dict: bool) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,13 @@ class Prompt:
     max_new_tokens: int | None = None
     """None where the line does not say."""
     where: str = ""
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    """Text that ends the completion, which does not contain it."""
+    ignore_eos: bool = False
+    """Go on beyond end tokens."""
+    batch: bool = False
+    """The line had the form of an OpenAI batch request, and is answered so."""
 
     @property
     def request(self) -> Request:
@@ -64,13 +77,23 @@ class Text:
         self.used = True
         return self._tokenizer.encode(text)
 
+    def chat(self, messages: Any, where: str) -> list[int]:
+        """Token ids of a conversation, by the tokenizer's own template, ready for an answer."""
+        self.encode("", where)
+        try:
+            return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        except Exception as error:  # templates fail with anything
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            what = f"these messages do not fit the tokenizer's chat template: {reason}"
+            raise InputError(what, where=where, cure="Give 'prompt' instead of 'messages'") from None
+
     def decode(self, ids: list[int]) -> str | None:
-        """None where the prompts were token ids."""
-        return self._tokenizer.decode(ids) if self.used else None
+        """Without end and other special tokens; None where the prompts were token ids."""
+        return self._tokenizer.decode(ids, skip_special_tokens=True) if self.used else None
 
 
 def read_prompts(path: Path, text: Text) -> list[Prompt]:
-    """InputError names the line: bad JSON, unknown key, text without a tokenizer, sampling that is not greedy."""
+    """InputError names the line: bad JSON, unknown key, text without a tokenizer, sampling out of range."""
     found: list[Prompt] = []
     ids: dict[str, int] = {}
     # Not splitlines: it also cuts at characters that JSON allows inside text.
@@ -91,17 +114,21 @@ def read_prompts(path: Path, text: Text) -> list[Prompt]:
 
 def _parse(line: str, where: str, default_id: str, text: Text) -> Prompt:
     data = _object(line, where)
+    is_batch = "custom_id" in data or "body" in data
+    if is_batch:
+        data = from_batch(data, where, text)
     for key in data:
         if key not in KEYS:
             raise InputError(f"unknown key '{key}'", where=where, cure=nearest(str(key), KEYS))
-    for key, greedy in NOT_YET.items():
-        if key in data and data[key] not in (greedy, None):
-            raise InputError(f"{key} = {data[key]!r}: this runtime decodes greedily", where=where, cure="Leave it out")
     new = data.get("max_new_tokens")
     if new is not None and (type(new) is not int or not 0 < new <= MAX_TOKENS):
         cure = "Write a whole number without quotes"
-        raise InputError(f"max_new_tokens is a whole number above 0, got {_short(new)}", where=where, cure=cure)
-    prompt = Prompt(data.get("id", default_id), _tokens(data, where, text), new, where)
+        raise InputError(f"max_new_tokens is a whole number above 0, got {short(new)}", where=where, cure=cure)
+    name, tokens = data.get("id", default_id), _tokens(data, where, text)
+    sampling, stop, ignores = ways.read(data, str(name), where)
+    if stop and not text.used:
+        raise InputError("stop is text, which needs a tokenizer", where=where, cure="Give text prompts, or no stop")
+    prompt = Prompt(name, tokens, new, where, sampling, stop, ignores, is_batch)
     try:
         assert prompt.request
     except InputError as error:
@@ -118,11 +145,6 @@ def _object(line: str, where: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError("a prompt line is a JSON object", where=where, cure=f"Write lines like {EXAMPLE}")
     return data
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _tokens(data: dict[str, Any], where: str, text: Text) -> list[int]:
@@ -146,7 +168,7 @@ def holds_prompts(path: Path) -> bool:
         data = json.loads(first)
     except (ValueError, RecursionError):
         return False
-    return isinstance(data, dict) and bool({"prompt", "tokens"} & data.keys())
+    return isinstance(data, dict) and bool({"prompt", "tokens", "body"} & data.keys())
 
 
 def as_workload(prompts: Sequence[Prompt]) -> Workload:
@@ -169,17 +191,8 @@ def check_planned(prompts: Sequence[Prompt], plan: Plan, path: Path) -> None:
             raise InputError(what, where=prompt.where, cure=cure)
         beyond = next((t for t in prompt.tokens if t >= plan.model.vocab), None)
         if beyond is not None:
-            what = f"token {_short(beyond)} is outside the vocabulary of {plan.model.vocab} of {plan.model.name}"
+            what = f"token {short(beyond)} is outside the vocabulary of {plan.model.vocab} of {plan.model.name}"
             raise InputError(what, where=prompt.where, cure=f"Token ids are 0 to {plan.model.vocab - 1}")
-
-
-def write_completions(path: Path, prompts: Sequence[Prompt], tokens: Sequence[list[int]], text: Text) -> None:
-    """One line per prompt, in order: id, text (null where the prompts were token ids), tokens, finish_reason."""
-    lines = [
-        json.dumps({"id": prompt.id, "text": text.decode(new), "tokens": new, "finish_reason": "length"})
-        for prompt, new in zip(prompts, tokens, strict=True)
-    ]
-    write_whole(path, "\n".join(lines) + "\n")
 
 
 def load_tokenizer(checkpoint: Path) -> Tokenizer:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from planner.decisions import Decisions, PrefillChunk
 from planner.workload import Workload
 from runtime.arena import Arena
+from runtime.choice import choose
+from runtime.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Requests in row order, where their ids begin, and the lengths of their prompts."""
+
+    requests: list[int]
+    starts: torch.Tensor
+    prompts: torch.Tensor
 
 
 class Tokens:
@@ -22,13 +34,21 @@ class Tokens:
             self._starts[request] = end
             end += workload.requests[request].prompt_len + workload.requests[request].gen_len
         self.ids = gpu.carve("token ids", (end,), torch.int64)
-        self._rows: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._rows: dict[tuple[int, int], _Rows] = {}
+        self._ways: Sequence[Sampling] | None = None
 
-    def set_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Token ids of the prompts, from those of the whole workload in its order."""
+    def set_prompts(self, prompts: Sequence[Sequence[int]], ways: Sequence[Sampling] | None = None) -> None:
+        """Token ids of the prompts, and how to choose what follows (None: greedily), of the whole workload in order."""
+        self._ways = ways if ways and any(way.temperature > 0 for way in ways) else None
         for request, start in self._starts.items():
             prompt = torch.tensor(prompts[request], dtype=torch.int64, device=self.device)
             self.ids[start : start + len(prompt)] = prompt
+
+    def made(self, request: int, count: int) -> list[int]:
+        """The first `count` tokens that `request` generated."""
+        start = self._starts[request] + self.workload.requests[request].prompt_len
+        found: list[int] = self.ids[start : start + count].tolist()
+        return found
 
     def generated(self) -> dict[int, list[int]]:
         """What was generated, by request. After the run."""
@@ -42,36 +62,50 @@ class Tokens:
         """Ids and positions of a chunk's prompts, concatenated in the order of their groups."""
         spans = [(self._starts[r], self.workload.requests[r].prompt_len) for r in self._ordered(chunk)]
         ids = torch.cat([self.ids[start : start + n] for start, n in spans])
-        return ids, torch.cat([torch.arange(n, device=self.device) for _, n in spans])
+        return ids, self.prompt_positions(chunk)
 
     def choose_first(self, chunk: PrefillChunk, logits: torch.Tensor) -> None:
-        """Greedy first tokens of a chunk's requests."""
+        """The first tokens of a chunk's requests."""
         requests = self._ordered(chunk)
         at = [self._starts[r] + self.workload.requests[r].prompt_len for r in requests]
-        self.ids[torch.tensor(at, device=self.device)] = logits.argmax(-1)
+        self.ids[torch.tensor(at, device=self.device)] = self._chosen(logits, requests, 0)
 
     def newest(self, mini_batch: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and positions that decode step `step` feeds, in row order."""
-        starts, prompts = self._active(mini_batch, step)
-        positions = prompts + (step - 1)
+        starts = self._active(mini_batch, step).starts
+        positions = self.positions(mini_batch, step)
         return self.ids[starts + positions], positions
 
+    def positions(self, mini_batch: int, step: int) -> torch.Tensor:
+        """Where the tokens stand that decode step `step` feeds, in row order."""
+        return self._active(mini_batch, step).prompts + (step - 1)
+
+    def prompt_positions(self, chunk: PrefillChunk) -> torch.Tensor:
+        """Where the tokens of a chunk's prompts stand, in the order of their groups."""
+        lengths = (self.workload.requests[r].prompt_len for r in self._ordered(chunk))
+        return torch.cat([torch.arange(n, device=self.device) for n in lengths])
+
     def choose(self, mini_batch: int, step: int, logits: torch.Tensor) -> None:
-        """Greedy next tokens, in row order."""
-        starts, prompts = self._active(mini_batch, step)
-        self.ids[starts + prompts + step] = logits.argmax(-1)
+        """The next tokens, in row order."""
+        rows = self._active(mini_batch, step)
+        self.ids[rows.starts + rows.prompts + step] = self._chosen(logits, rows.requests, step)
+
+    def _chosen(self, logits: torch.Tensor, requests: Sequence[int], index: int) -> torch.Tensor:
+        if self._ways is None:
+            return logits.argmax(-1)
+        return choose(logits, [self._ways[r] for r in requests], index)
 
     def _ordered(self, chunk: PrefillChunk) -> list[int]:
         wanted = set(chunk.requests)
         return [r for r in self.decisions.mini_batches[chunk.mini_batch].requests if r in wanted]
 
-    def _active(self, mini_batch: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Starts and prompt lengths of the requests still generating; made anew only when one ends."""
+    def _active(self, mini_batch: int, step: int) -> _Rows:
+        """Of the requests still generating; made anew only when one ends."""
         groups = [g for g in self.decisions.mini_batches[mini_batch].groups if g.decode_steps >= step]
         key = (mini_batch, len(groups))
         if key not in self._rows:
             requests = [r for group in groups for r in group.requests]
             starts = torch.tensor([self._starts[r] for r in requests], device=self.device)
             prompts = torch.tensor([self.workload.requests[r].prompt_len for r in requests], device=self.device)
-            self._rows[key] = (starts, prompts)
+            self._rows[key] = _Rows(requests, starts, prompts)
         return self._rows[key]

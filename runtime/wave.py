@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+
+import torch
 
 from planner.decisions import Decisions
 from planner.memory import Sizes
+from planner.model import ModelSpec
 from planner.operation import Operation
 from planner.plan import Plan
 from runtime.arena import Arena
@@ -15,7 +18,9 @@ from runtime.cache import Cache
 from runtime.decode import Decode
 from runtime.device import Device
 from runtime.layers.base import Layers
+from runtime.layers.rotary import Rotary
 from runtime.prefill import Prefill
+from runtime.sampling import Sampling
 from runtime.store import WeightStore
 from runtime.tokens import Tokens
 from runtime.weights import torch_dtype
@@ -36,6 +41,7 @@ class Wave:
         self.decisions, self.device, self.weights = decisions, device, weights
         begin = gpu.mark(), host.mark()
         self.tokens = Tokens(plan.workload, decisions, gpu, device.torch_device)
+        self._layers, self._rotary = layers, _rotary(model, decisions, dtype, gpu)
         cache = Cache(model, decisions, dtype, gpu, host)
         overlay = gpu.mark()
         prefill = PrefillBuffers(model, decisions, sizes, dtype, gpu)
@@ -46,6 +52,13 @@ class Wave:
         shared = (model, decisions, layers, device, weights, cache)
         self._prefill = Prefill(*shared, prefill, self.tokens)
         self._decode = Decode(*shared, decode, self.tokens)
+
+    def begin(self, prompts: Sequence[Sequence[int]], ways: Sequence[Sampling] | None) -> None:
+        """Take over the bytes: token ids of the prompts, from those of the whole workload, and the rotary table."""
+        self.tokens.set_prompts(prompts, ways)
+        if self._rotary:
+            self._rotary.fill()
+            self._layers.rotary = self._rotary
 
     def work(self, op: Operation) -> Callable[[], None]:
         """What `op` does, ready to run on its stream."""
@@ -66,6 +79,12 @@ class Wave:
             "store": decode.store, "embed": decode.embed, "sample": decode.sample,
         }[op.kind]  # fmt: skip
         return partial(work, op, decode.view(op))
+
+
+def _rotary(model: ModelSpec, decisions: Decisions, dtype: torch.dtype, gpu: Arena) -> Rotary | None:
+    if model.rope is None:
+        return None
+    return Rotary(model, gpu.carve("rotary table", (2, decisions.positions, model.head_dim // 2), dtype))
 
 
 def _nothing() -> None:

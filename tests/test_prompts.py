@@ -9,7 +9,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from planner.errors import InputError
-from runtime.prompts import Prompt, Text, as_workload, holds_prompts, load_tokenizer, read_prompts, write_completions
+from runtime.completions import completion, write_completions
+from runtime.prompts import Prompt, Text, as_workload, holds_prompts, load_tokenizer, read_prompts
+from runtime.sampling import Sampling
 
 
 def written(folder: Path, *lines: object) -> Path:
@@ -76,8 +78,60 @@ def test_holds_prompts(line: str, expected: bool, tmp_path: Path) -> None:
 
 def test_completions_have_one_line_each(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    write_completions(path, [Prompt("a", [1]), Prompt("b", [2])], [[3, 4], [5]], Text(None))
+    write_completions(path, [Prompt("a", [1]), Prompt("b", [2])], {"a": [3, 4], "b": [5, 9, 6]}, 9, Text(None))
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"id": "a", "text": None, "tokens": [3, 4], "finish_reason": "length"},
-        {"id": "b", "text": None, "tokens": [5], "finish_reason": "length"},
+        {"id": "b", "text": None, "tokens": [5, 9], "finish_reason": "stop"},
     ]
+
+
+def test_sampling_fields(tmp_path: Path, checkpoint: Path) -> None:
+    first = {"prompt": "one", "temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 7, "stop": ["two", "b"]}
+    second = {"prompt": "one", "temperature": None, "stop": "two", "ignore_eos": True}
+    one, other = read_prompts(written(tmp_path, first, second), Text(checkpoint))
+    assert one.sampling == Sampling(0.5, 3, 0.9, 7) and one.stop == ("two", "b") and not one.ignore_eos
+    assert other.sampling.temperature == 0 and other.stop == ("two",) and other.ignore_eos
+
+
+def test_where_a_completion_ends(checkpoint: Path) -> None:
+    text = Text(checkpoint)
+    text.encode("one", "here")
+
+    def ended(tokens: list[int], **fields: object) -> tuple[list[int], str | None, str]:
+        done = completion(Prompt("a", [1], **fields), tokens, 4, text)  # type: ignore[arg-type]
+        return done.tokens, done.text, done.reason
+
+    assert ended([1, 2, 3]) == ([1, 2, 3], "one two three", "length")
+    assert ended([1, 4, 3])[::2] == ([1, 4], "stop")
+    assert ended([1, 4, 3], ignore_eos=True)[::2] == ([1, 4, 3], "length")
+    assert ended([1, 2, 3, 2], stop=("three", "wo t")) == ([1, 2, 3], "one t", "stop")
+    assert ended([1, 2, 3], stop=("four",)) == ([1, 2, 3], "one two three", "length")
+
+
+def test_batch_requests_are_answered_in_kind(tmp_path: Path, checkpoint: Path) -> None:
+    text = Text(checkpoint)
+    line = {"custom_id": "x", "method": "POST", "url": "/v1/completions",
+            "body": {"model": "m", "prompt": "one two", "max_tokens": 2, "stop": None, "n": 1, "seed": 3}}  # fmt: skip
+    (prompt,) = read_prompts(written(tmp_path, line), text)
+    assert (prompt.id, prompt.tokens, prompt.max_new_tokens, prompt.batch) == ("x", [1, 2], 2, True)
+    assert prompt.sampling == Sampling(1.0, seed=3)
+    path = tmp_path / "out.jsonl"
+    write_completions(path, [prompt], {"x": [3, 1]}, None, text)
+    answer = json.loads(path.read_text())
+    assert answer["custom_id"] == "x" and answer["error"] is None and answer["response"]["status_code"] == 200
+    body = answer["response"]["body"]
+    assert body["choices"][0]["text"] == body["choices"][0]["message"]["content"] == "three one"
+    assert body["choices"][0]["finish_reason"] == "length"
+    assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4}
+    assert holds_prompts(written(tmp_path, line))
+
+
+def test_messages_go_through_the_chat_template(tmp_path: Path, checkpoint: Path) -> None:
+    line = {"custom_id": "x", "body": {"messages": [{"role": "user", "content": "two"}], "max_tokens": 2}}
+    with pytest.raises(InputError, match="do not fit the tokenizer's chat template"):
+        read_prompts(written(tmp_path, line), Text(checkpoint))
+    made = load_tokenizer(checkpoint)
+    made.chat_template = "{% for m in messages %}one {{ m.content }}{% endfor %} three"  # type: ignore[attr-defined]
+    made.save_pretrained(tmp_path / "chat")  # type: ignore[attr-defined]
+    (prompt,) = read_prompts(written(tmp_path, line), Text(tmp_path / "chat"))
+    assert prompt.tokens == [1, 2, 3]

@@ -154,7 +154,8 @@ def test_rows_are_what_plan_predicts(folder: Path) -> None:
 
 
 def test_a_workload_file_and_two_keys(folder: Path, tmp_path: Path) -> None:
-    line = f"{BARE} --workload {{d}}/jobs.jsonl --policies kv-only,act-only --set link.h2d=1,2,4 --set dtype=float32 --workers 1"
+    line = f"{BARE} --workload {{d}}/jobs.jsonl --policies kv-only,act-only --workers 1"
+    line += " --set link.h2d=1,2,4 --set dtype=float32"
     done = cli(*words(line, folder), "--plot", tmp_path / "two.svg")
     assert done.code == 0, done.err
     assert "6 plans" in done.out

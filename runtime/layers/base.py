@@ -5,10 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 
+from planner.errors import RunError
 from planner.model import ModelSpec
+
+if TYPE_CHECKING:
+    from runtime.layers.rotary import Rotary
 
 Shapes = dict[str, tuple[int, ...]]
 Weights = dict[str, torch.Tensor]
@@ -18,16 +23,21 @@ class Workspace:
     """Scratch carved anew by every operation. One stream uses it, so nothing is in flight when it is carved."""
 
     def __init__(self, flat: torch.Tensor) -> None:
-        self.flat, self._used = flat, 0
+        self.flat, self.used = flat, 0
 
     def reset(self) -> None:
-        self._used = 0
+        self.used = 0
+
+    @property
+    def left(self) -> int:
+        """Elements that are still free."""
+        return len(self.flat) - self.used
 
     def take(self, *shape: int) -> torch.Tensor:
         """An uninitialised tensor of the model's dtype."""
         size = prod(shape)
-        view = self.flat[self._used : self._used + size].view(shape)
-        self._used += size
+        view = self.flat[self.used : self.used + size].view(shape)
+        self.used += size
         return view
 
 
@@ -41,8 +51,21 @@ def views(flat: torch.Tensor, shapes: Shapes) -> dict[str, torch.Tensor]:
     return found
 
 
+def linear(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """x [n, in] times weight [out, in] transposed, plus bias, into `out` [n, out]."""
+    if bias is None:
+        return torch.mm(x, weight.t(), out=out)
+    return torch.addmm(bias, x, weight.t(), out=out)
+
+
 class Layers(ABC):
     """The arithmetic of one model family. Weights come as named views, so a layer may lie in any slot."""
+
+    ACTIVATION = "relu"
+    """The only one that the family is executed with."""
+
+    rotary: Rotary
+    """Where the model has rotary positions: set by the wave whose positions it holds."""
 
     def __init__(self, model: ModelSpec) -> None:
         self.model = model
@@ -76,6 +99,14 @@ class Layers(ABC):
         """[K V] = A [W_K W_V] for kept activations `act` [n, d], into out [n, 2 d_kv]."""
 
     @abstractmethod
+    def place_qkv(self, w: Weights, qkv: torch.Tensor, positions: torch.Tensor, space: Workspace) -> None:
+        """Norm and turn the queries and keys of a fused projection, in place, as they stand at `positions` [n]."""
+
+    @abstractmethod
+    def place_keys(self, w: Weights, kv: torch.Tensor, positions: torch.Tensor, space: Workspace) -> None:
+        """The same for the keys in `kv` [n, 2 d_kv] that were rebuilt from activations."""
+
+    @abstractmethod
     def finish(self, w: Weights, hidden: torch.Tensor, attended: torch.Tensor, space: Workspace) -> None:
         """Output projection, feed-forward and residuals, into `hidden` [n, d] in place."""
 
@@ -97,14 +128,12 @@ class Layers(ABC):
 
 
 def layers_for(model: ModelSpec) -> Layers:
-    """The layers of a model's family; RunError when this runtime has none yet."""
-    from planner.errors import RunError  # noqa: PLC0415
+    """The layers of a model's family; RunError where this runtime would compute it wrongly."""
+    from runtime.layers.llama import LlamaLayers  # noqa: PLC0415
     from runtime.layers.opt import OptLayers  # noqa: PLC0415
 
-    only, otherwise = "this runtime executes the OPT family", "can be planned and simulated only"
-    if model.family != "opt":
-        raise RunError(f"{only}; {model.name} ({model.family}) {otherwise}")
-    if model.activation != "relu":
-        what = f"{model.name} has activation_function '{model.activation}', so it {otherwise}"
-        raise RunError(f"{only} with activation_function 'relu'; {what}")
-    return OptLayers(model)
+    kind = OptLayers if model.family == "opt" else LlamaLayers
+    if model.activation != kind.ACTIVATION:
+        what = f"{model.name} has activation '{model.activation}', so it can be planned and simulated only"
+        raise RunError(f"this runtime executes {model.family} with activation '{kind.ACTIVATION}'; {what}")
+    return kind(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from runtime.layers.base import Layers, Shapes, Weights, Workspace
+from runtime.layers.base import Layers, Shapes, Weights, Workspace, linear
 
 
 class OptLayers(Layers):
@@ -66,17 +66,23 @@ class OptLayers(Layers):
 
     def project_qkv(self, w: Weights, normed: torch.Tensor, space: Workspace) -> torch.Tensor:
         weight = w["qkv.weight"]
-        return _linear(weight, w.get("qkv.bias"), normed, space.take(len(normed), len(weight)))
+        return linear(weight, w.get("qkv.bias"), normed, space.take(len(normed), len(weight)))
 
     def project_kv(self, w: Weights, act: torch.Tensor, out: torch.Tensor) -> None:
         bias = w.get("qkv.bias")
-        _linear(w["qkv.weight"][self.model.d_q :], None if bias is None else bias[self.model.d_q :], act, out)
+        linear(w["qkv.weight"][self.model.d_q :], None if bias is None else bias[self.model.d_q :], act, out)
+
+    def place_qkv(self, w: Weights, qkv: torch.Tensor, positions: torch.Tensor, space: Workspace) -> None:
+        """Nothing: learned positions are in the embedding."""
+
+    def place_keys(self, w: Weights, kv: torch.Tensor, positions: torch.Tensor, space: Workspace) -> None:
+        """Nothing, likewise."""
 
     def finish(self, w: Weights, hidden: torch.Tensor, attended: torch.Tensor, space: Workspace) -> None:
         n, d = hidden.shape
-        hidden += _linear(w["out.weight"], w.get("out.bias"), attended, space.take(n, d))
-        up = _linear(w["up.weight"], w.get("up.bias"), self._norm(w, "norm2", hidden), space.take(n, self.model.ffn))
-        hidden += _linear(w["down.weight"], w.get("down.bias"), F.relu_(up), space.take(n, d))
+        hidden += linear(w["out.weight"], w.get("out.bias"), attended, space.take(n, d))
+        up = linear(w["up.weight"], w.get("up.bias"), self._norm(w, "norm2", hidden), space.take(n, self.model.ffn))
+        hidden += linear(w["down.weight"], w.get("down.bias"), F.relu_(up), space.take(n, d))
 
     def logits(self, w: Weights, hidden: torch.Tensor, space: Workspace) -> torch.Tensor:
         head = w.get("head", w["tokens"])
@@ -86,9 +92,3 @@ class OptLayers(Layers):
     def _norm(self, w: Weights, name: str, hidden: torch.Tensor) -> torch.Tensor:
         shape = (self.model.hidden,)
         return F.layer_norm(hidden, shape, w[f"{name}.weight"], w[f"{name}.bias"], self.model.norm_eps)
-
-
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    if bias is None:
-        return torch.mm(x, weight.t(), out=out)
-    return torch.addmm(bias, x, weight.t(), out=out)

@@ -1,0 +1,94 @@
+"""`hybridserve run`: execute a plan, keep what is finished, and lay the measurement beside its prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from planner import flags, report, selection, terminal
+from planner.errors import InputError
+from planner.plan import Plan, read_plan
+from planner.trace import write_trace
+from planner.verification import predicted_timeline
+from runtime import prompts as lines
+from runtime.commands.shared import need_runtime
+from runtime.completions import write_completions
+from runtime.continuation import Rest, job_of, rest_of
+from runtime.journal import Journal
+
+
+def run_command(
+    plan: flags.PlanFile,
+    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", help="A Hugging Face folder.")] = None,
+    random_weights: Annotated[
+        int | None, typer.Option("--random-weights", min=0, max=2**63 - 1, help="Seed; default 0.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option("--input", help="Prompts as JSON lines.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Completions as JSON lines.")] = None,
+    hardware: Annotated[
+        str | None, typer.Option("--hardware", help="Refuse unless the plan was made for this hardware.")
+    ] = None,
+    trace: flags.Trace = None, as_json: flags.Json = False,
+) -> None:  # fmt: skip
+    """Execute a plan and lay the measurement beside its prediction.
+
+    With --output, what is finished is kept in a journal: the same command goes on after a crash.
+
+    Example: hybridserve run plan.yaml --random-weights 0 --trace both.json
+    """
+    if checkpoint and random_weights is not None:
+        raise InputError("--checkpoint and --random-weights exclude each other", where="run", cure="Give one")
+    if output and not prompts:
+        raise InputError("--output needs --input", where="run", cure="Give the prompts to complete")
+    selection.check_files({"--output": output, "--trace": trace}, [plan, prompts], checkpoint)
+    found = read_plan(plan)
+    selection.check_made_for(found, hardware, plan)
+    predicted_timeline(found, plan)
+    need_runtime()
+    text = lines.Text(checkpoint)
+    if prompts is None:
+        return _run(found, None, None, checkpoint, random_weights or 0, trace, as_json)
+    asked = lines.read_prompts(prompts, text)
+    lines.check_planned(asked, found, prompts)
+    weights = str(checkpoint.resolve()) if checkpoint else f"random {random_weights or 0}"
+    journal = Journal(output, job_of(found, asked, weights)) if output else None
+    rest = rest_of(found, asked, journal, text)
+    if journal and journal.tokens:
+        begun = len(journal.tokens.keys() - journal.ended)
+        said = f"going on: {len(journal.ended)} of {len(asked)} requests were finished, {begun} begun"
+        terminal.err.print(said, soft_wrap=True, highlight=False)
+    if rest:
+        _run(rest.plan, rest, journal, checkpoint, random_weights or 0, trace, as_json)
+    if output and journal:
+        write_completions(output, asked, journal.tokens, found.model.eos_token_id, text)
+        journal.remove()
+        terminal.written(output)
+
+
+def _run(
+    plan: Plan, rest: Rest | None, journal: Journal | None, checkpoint: Path | None, seed: int, trace: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Run, and show how it went."""
+    from runtime.execution import execute  # noqa: PLC0415  (torch is imported only where something runs)
+
+    def keep(made: Mapping[int, list[int]], ended: bool) -> None:
+        assert rest and journal
+        journal.write(rest.whole(made), ended)
+
+    with terminal.steps("running") as advance:
+        done = execute(
+            plan, rest.given if rest else None, checkpoint, seed, advance, ways=rest.ways if rest else None,
+            keep=keep if journal else None,
+        )  # fmt: skip
+    if trace:
+        write_trace(trace, {"predicted": done.predicted, "measured": done.measured})
+    result = done.result()
+    terminal.show(
+        as_json, result, report.streams_report(plan.policy, done.predicted, done.measured),
+        report.kinds_report(plan.policy, done.predicted, done.measured), report.errors_report([(plan.policy, result)]),
+    )  # fmt: skip
+    terminal.written(trace)
