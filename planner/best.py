@@ -6,22 +6,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import inf
 
-from planner.search import Found, Search
+from planner.few import FEW_REQUESTS, Chosen, with_any_composition, with_whole_forms
+from planner.search import WORTH_SIMULATING, Found, Search
 from planner.simulator import simulate
-from planner.timeline import Timeline
 
 DOMINANCE_GAP = 0.001
 """Plans proven this close to the best are not worth a second look."""
-WORTH_SIMULATING = 0.01
-"""What promises no more than this beyond the best simulation so far may yet simulate faster."""
 
-Chosen = tuple[Found, Timeline]
+EVERY_WAY_GAP = 0.02
+"""Jobs of a few requests that are not proven to be this near the best are tried in every way."""
 
 
 def best_of(search: Search) -> Chosen | None:
     """The search's choice and what else is tried where that is not proven to be near the best; None where there is no
     plan."""
-    best = _best_of_forms(search, inf)
+    best, by = _best_of_forms(search, inf), search
     bound_s = best[0].bound_s if best else search.floor_s()
     if bound_s is None:  # no real numbers fit, so no whole ones do
         return None
@@ -30,25 +29,23 @@ def best_of(search: Search) -> Chosen | None:
             break
         other = _best_of_forms(narrower, best[1].total_s if best else inf)
         if other and (best is None or other[1].total_s < best[1].total_s):
-            best = replace(other[0], bound_s=bound_s), other[1]
-    return best
+            best, by = other, narrower
+    if best and len(search.requests) <= FEW_REQUESTS and 1 - bound_s / best[1].total_s > EVERY_WAY_GAP:
+        best = with_whole_forms(search, with_any_composition(by, best))
+    return (replace(best[0], bound_s=bound_s), best[1]) if best else None
 
 
 def _narrower(search: Search) -> Iterator[Search]:
-    """Fewer choices, of which one may beat a mixed plan where rounding that costs something: one kind of content, and
-    everything on the GPU."""
+    """Fewer choices, of which one may beat a mixed plan: where rounding that costs something, and where buffers for the
+    host, which a mixed plan is always charged, are all that keeps the cache from the GPU."""
     if search.options.act_share is not None:
         return
-    contents = {form.content for form in search.forms}
-    for content in sorted(contents) if len(contents) > 1 else ():
-        forms = tuple(form for form in search.forms if form.content == content)
-        yield Search(search.costs, search.workload, forms, search.options)
-    resident, layers = (
-        tuple(form for form in search.forms if form.on_gpu and not form.rebuilt),
-        search.costs.model.layers,
-    )
-    if resident and resident != search.forms and search.options.max_resident_layers is None:
-        yield Search(search.costs, search.workload, resident, replace(search.options, min_resident_layers=layers))
+    gpu = tuple(form for form in search.forms if form.on_gpu)
+    contents = sorted({form.content for form in search.forms})
+    alone = (tuple(form for form in search.forms if form.content == content) for content in contents)
+    for forms in (gpu, *(alone if len(contents) > 1 else ())):
+        if forms and forms != search.forms:
+            yield Search(search.costs, search.workload, forms, search.options)
 
 
 def _best_of_forms(search: Search, below_s: float) -> Chosen | None:

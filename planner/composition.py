@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import pulp
@@ -55,6 +55,30 @@ def compose_by_end(gens: Sequence[int], sizes: Sequence[int], count: int) -> lis
         bins[-1].append(r)
         done += sizes[r]
     return bins
+
+
+def compositions(kinds: Sequence[object], most: int) -> Iterator[list[list[int]]]:
+    """Every way to form up to `most` mini-batches of requests of these kinds, those of one kind interchangeable."""
+    seen: set[tuple[object, ...]] = set()
+
+    def extended(members: list[list[int]], request: int) -> Iterator[list[list[int]]]:
+        if request == len(kinds):
+            yield [list(one) for one in members]
+            return
+        for one in members:
+            one.append(request)
+            yield from extended(members, request + 1)
+            one.pop()
+        if len(members) < most:
+            members.append([request])
+            yield from extended(members, request + 1)
+            members.pop()
+
+    for found in extended([], 0):
+        key = tuple(sorted(tuple(sorted(repr(kinds[r]) for r in members)) for members in found))
+        if key not in seen:
+            seen.add(key)
+            yield found
 
 
 def _dealt_by_life(sizes: Sequence[int], count: int, lives: Sequence[int]) -> list[list[int]]:

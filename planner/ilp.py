@@ -444,13 +444,19 @@ def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: f
 
 
 def _settle_ties(m: _Model) -> None:
-    """Solve again with the integers as found: what only breaks ties is less than the gap that they were accepted at."""
-    for variable in m.problem.variables():
+    """Solve again with the integers as found: what only breaks ties is less than the gap that they were accepted at.
+
+    Where the solver's tolerances then leave nothing feasible, the first solution stands.
+    """
+    variables = m.problem.variables()
+    found = [variable.varValue for variable in variables]
+    for variable in variables:
         if variable.cat == pulp.LpInteger:
             variable.lowBound = variable.upBound = round(variable.varValue)
     m.problem.solve(pulp.HiGHS(msg=False, threads=1))
     if m.problem.status != pulp.LpStatusOptimal:
-        raise HybridserveError(f"a split that was found is {pulp.LpStatus[m.problem.status]} the second time")
+        for variable, value in zip(variables, found, strict=True):
+            variable.varValue = value
 
 
 def _sum(terms: Any) -> Any:

@@ -35,6 +35,8 @@ from planner.workload import Workload
 TOLERANCE = 1e-3
 MAX_EXACT_SOLVES = 6
 MAX_ROUNDINGS = 8
+WORTH_SIMULATING = 0.01
+"""What promises no more than this beyond the best simulation so far may yet simulate faster."""
 FORM = {form.name: form for form in FORMS}
 
 
@@ -150,6 +152,14 @@ class Search:
         fixed = min(self.options.mini_batches or 0, len(self.requests))
         split = solve(self.relaxed(fixed or 1, fixed or len(self.requests)), relax=True)
         return split.bound_s if split else None
+
+    def composed(self, batches: list[list[int]], below_s: float) -> Found | None:
+        """Decisions with these mini-batches; None where they have none, or none that looks faster than `below_s`."""
+        one = self._solve(batches)
+        if one is None or one.split.objective_s >= below_s:
+            return None
+        decisions = self._round(one)
+        return Found(decisions, one.split.objective_s, 0.0, 1) if decisions else None
 
     def _push(self, heap: list[tuple[float, int, int]], lo: int, hi: int) -> None:
         # Wide intervals are halved anyway, so for them an LP does.

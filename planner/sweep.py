@@ -102,7 +102,7 @@ def _in_parallel(tasks: Sequence[tuple[Point, str]], workers: int, advance: Adva
     except BaseException as error:  # nobody waits for what the workers are at
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in set(multiprocessing.active_children()) - older:
-            worker.terminate()
+            worker.kill()  # it holds nothing, and must not outlive the parent whatever it is at
         if isinstance(error, BrokenProcessPool):
             what = "a worker was ended from outside, perhaps for want of memory"
             raise RunError(f"{what}. Give fewer --workers") from None

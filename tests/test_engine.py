@@ -117,9 +117,9 @@ def test_checkpoint_saved_by_transformers(tmp_path: Path, shards: str) -> None:
     assert done.tokens == greedy(reference, prompts, job)
 
 
-def test_llama_is_refused_with_the_reason() -> None:
-    plan = planned(load_model("llama-tiny"), Workload.uniform(2, 8, 4))
-    with pytest.raises(RunError, match="executes the OPT family"):
+def test_an_activation_that_is_not_executed_is_refused() -> None:
+    plan = planned(load_model("llama-tiny").model_copy(update={"activation": "gelu"}), Workload.uniform(2, 8, 4))
+    with pytest.raises(RunError, match="executes llama with activation 'silu'"):
         execute(plan)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ideal_hardware, ragged, wide_model
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from test_search import QUICK, jobs
 
 from planner.costs import CostModel
@@ -103,7 +103,7 @@ def test_a_request_too_large_is_refused_with_what_is_missing() -> None:
 
 
 @given(jobs())
-@QUICK
+@settings(QUICK, max_examples=20)
 def test_hybrid_is_never_slower_than_a_policy_whose_choices_it_contains(
     job: tuple[HardwareProfile, ModelSpec, Workload],
 ) -> None:

@@ -36,7 +36,7 @@ def small_plan() -> Plan:
     """Two streamed layers or more, and blocks on both sides of the link."""
     model = small_model(layers=4)
     hardware = SERVER.with_values(**{"gpu.memory.usable_bytes": 1.24e9 + 11e6, "gpu.memory.nominal_bytes": 2e9})
-    return make_plan(hardware, model, RAGGED, HYBRID, Options(mini_batches=2, max_resident_layers=2))
+    return make_plan(hardware, model, RAGGED, HYBRID, Options(mini_batches=2, max_resident_layers=2, act_share=0.4))
 
 
 PLAN = small_plan()
@@ -169,7 +169,7 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("budget edited", put("memory.gpu.planned_bytes", 1), "memory.gpu", "does not follow"),
     ("budget gone", drop("memory.host"), "memory.host", "does not follow"),
     ("line edited", put("memory.host.lines.0.bytes", 1), "memory.host", "does not follow"),
-    ("policy unknown", put("policy", "hybird"), "policy", "Did you mean 'hybrid'? Plan again"),
+    ("policy unknown", put("policy", "kvonly"), "policy", "Did you mean 'kv-only' or 'act-only'? Plan again"),
     ("policy edited", put("policy", "act-only"), "policy", "policy 'act-only' has no 'kv@"),
     ("hardware renamed", put("made_for.hardware", "mine"), "made_for.hardware", "planned for mine"),
     ("model renamed", put("made_for.model", "mine"), "made_for.model", "planned for mine"),

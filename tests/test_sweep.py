@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from helpers import small_model
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from runtime_helpers import small_profile
 
@@ -26,7 +26,7 @@ from planner.hardware import HardwareProfile, load_hardware
 from planner.policies import POLICIES
 from planner.sweep import FIGURES, Row, sweep
 from planner.sweep_axes import Axis, read_axes
-from planner.sweep_keys import ALIASES, Setting, changed_hardware, changed_model, find_key
+from planner.sweep_keys import ALIASES, FASTEST, Setting, changed_hardware, changed_model, find_key
 from planner.sweep_points import Given, Point, grid
 from planner.sweep_report import doubts, flips, sweep_csv, sweep_result
 from planner.what_if import with_more
@@ -94,6 +94,7 @@ def test_a_range_has_both_ends_and_equal_steps(low: int, step: int, count: int) 
 @given(st.floats(0.001, 1000), st.floats(1.1, 10), st.integers(0, 20))
 def test_a_range_with_a_factor_has_both_ends(low: float, factor: float, count: int) -> None:
     high = low * factor**count
+    assume(high <= FASTEST)
     found = values(f"link.h2d={low!r}..{high!r}*{factor!r}")
     assert len(found) == count + 1
     assert found[0] == pytest.approx(low, rel=1e-11)
@@ -288,14 +289,16 @@ def test_a_failure_of_the_planner_comes_back_as_one(workers: int) -> None:
 def test_an_error_in_the_caller_ends_the_workers() -> None:
     import multiprocessing  # noqa: PLC0415
 
+    pids: list[int] = []
+
     def stop(*_: object) -> None:
+        pids.extend(child.pid or 0 for child in multiprocessing.active_children())
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         sweep(small_points(*(float(i) for i in range(1, 9))), CHOSEN, 2, stop)
-    for child in multiprocessing.active_children():
-        child.join(20)
-    assert not multiprocessing.active_children()
+    assert len(pids) >= 2
+    _wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
 def test_an_interrupt_stops_without_a_traceback(tmp_path: Path) -> None:
