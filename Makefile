@@ -19,7 +19,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # For anyone with an NVIDIA card. PYTHON may be an interpreter that already has torch with CUDA:
 # `make gpu BIN=/usr/bin` style overrides are honoured, nothing is installed over it.

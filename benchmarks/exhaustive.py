@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations_with_replacement, product
 from typing import Any
 
 from benchmarks.records import write
@@ -33,6 +33,8 @@ RECORD, SEED, JOBS = "exhaustive.json", 2026, 300
 MOST_BATCHES = 3
 WIDTHS = ((256, 6e6), (2048, 4e8))
 """Hidden sizes, and the GPU bytes that their buffers take beside weights and cache."""
+MANY = 0.1
+"""Share of the jobs with four to six requests: a minute each."""
 CLOSE = 1e-3
 
 
@@ -74,7 +76,7 @@ def _model(hidden: int, layers: int) -> ModelSpec:
 
 def _work(draw: random.Random) -> Workload:
     kinds = [(draw.randint(100, 2000), draw.randint(4, 20)) for _ in range(draw.randint(1, 3))]
-    if draw.random() < 0.3:
+    if draw.random() < MANY:
         kinds = kinds[:1] * draw.randint(4, 6)
     return Workload(tuple(Request(str(i), *lengths) for i, lengths in enumerate(kinds)))
 
@@ -101,23 +103,25 @@ def best_of_all(job: Job) -> tuple[float, int] | None:
 
 def enumerated(job: Job) -> Iterator[Decisions]:
     """Every plan of whole requests that fits."""
-    requests, seen = job.work.requests, set()
-    kinds = [(r.prompt_len, r.gen_len) for r in requests]
-    for batches in compositions(kinds, MOST_BATCHES):
-        for forms in product(FORMS, repeat=len(requests)):
-            alike = tuple(sorted(tuple(sorted((*kinds[r], forms[r].name) for r in members)) for members in batches))
-            if alike in seen:
-                continue
-            seen.add(alike)
-            groups = tuple(
-                MiniBatch(tuple(
-                    RequestGroup((r,), *kinds[r], (forms[r],) * blocks_for(requests[r].positions)) for r in members
-                ))
-                for members in batches
-            )  # fmt: skip
+    kinds = [(r.prompt_len, r.gen_len) for r in job.work.requests]
+    for members in compositions(kinds, MOST_BATCHES):
+        for batches in product(*(list(_in_forms(one, kinds)) for one in members)):
             for resident in range(job.model.layers + 1):
-                if found := _fitting(job, groups, resident):
+                if found := _fitting(job, batches, resident):
                     yield found
+
+
+def _in_forms(members: list[int], kinds: list[tuple[int, int]]) -> Iterator[MiniBatch]:
+    """A mini-batch in every choice of forms, requests of one kind being interchangeable."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for r in members:
+        alike.setdefault(kinds[r], []).append(r)
+    for choice in product(*(combinations_with_replacement(FORMS, len(rs)) for rs in alike.values())):
+        yield MiniBatch(tuple(
+            RequestGroup((r,), *lengths, (form,) * blocks_for(sum(lengths) - 1))
+            for (lengths, rs), forms in zip(alike.items(), choice, strict=True)
+            for r, form in zip(rs, forms, strict=True)
+        ))  # fmt: skip
 
 
 def _fitting(job: Job, batches: tuple[MiniBatch, ...], resident: int) -> Decisions | None:

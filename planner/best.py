@@ -17,17 +17,19 @@ EVERY_WAY_GAP = 0.02
 """Jobs of a few requests that are not proven to be this near the best are tried in every way."""
 
 
-def best_of(search: Search) -> Chosen | None:
-    """The search's choice and what else is tried where that is not proven to be near the best; None where there is no
-    plan."""
-    best, by = _best_of_forms(search, inf), search
+def best_of(search: Search, below_s: float = inf) -> Chosen | None:
+    """The search's choice and what else is tried where that is not proven to be near the best. None where there is no
+    plan, or none that takes less than `below_s`."""
+    best = _best_of_forms(search, below_s)
     bound_s = best[0].bound_s if best else search.floor_s()
-    if bound_s is None:  # no real numbers fit, so no whole ones do
+    if bound_s is None or bound_s >= below_s:  # where no real numbers fit, no whole ones do
         return None
+    by = search
     for narrower in _narrower(search):
         if best and 1 - bound_s / best[1].total_s <= DOMINANCE_GAP:
             break
-        other = _best_of_forms(narrower, best[1].total_s if best else inf)
+        # In full, so that no policy with fewer choices ever finds more.
+        other = best_of(narrower, best[1].total_s if best else below_s)
         if other and (best is None or other[1].total_s < best[1].total_s):
             best, by = other, narrower
     if best and len(search.requests) <= FEW_REQUESTS and 1 - bound_s / best[1].total_s > EVERY_WAY_GAP:

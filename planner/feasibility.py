@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import pulp
 
 from planner.costs import CostModel
@@ -14,6 +16,8 @@ from planner.workload import Request, Workload
 
 BARELY = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of a memory to add when looking for the smallest addition that helps."""
+ROUNDING = (0.0, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Shares by which an addition exceeds what real numbers miss, until whole blocks and slabs fit, too."""
 GPU_DEARNESS = 8.0
 """A byte of GPU memory is harder to come by than one on the host: name the host where either would help."""
 
@@ -33,7 +37,7 @@ def explain_infeasible(search: Search, policy: Policy) -> InfeasibleError:
         f"needs at least "
         f"{_size(budget + missing)} of {device} memory, {_size(missing)} more than the {_size(budget)} of {hardware.id}"
     )
-    return InfeasibleError(what, limit=limit, missing_bytes=missing, cure=_cure(search, device, missing))
+    return InfeasibleError(what, limit=limit, missing_bytes=missing, cure=_cure(search, gpu, host))
 
 
 def _barely(search: Search, policy: Policy) -> InfeasibleError:
@@ -75,16 +79,40 @@ def shortage(problem: SplitProblem) -> tuple[float, float]:
     return float(gpu.varValue or 0) * GIB, float(host.varValue or 0) * GIB
 
 
-def _cure(search: Search, device: str, missing: float) -> str:
-    """Waves take care of the number of requests: what helps is more memory, or a shorter request."""
-    more = f"Add {_size(missing)} of {device} memory"
+def _cure(search: Search, gpu: float, host: float) -> str:
+    """Waves take care of the number of requests: what helps is more memory, or a shorter request. Both are tried: with
+    either there is a plan."""
+    more = _enough(search, gpu, host)
+    added = " and ".join(
+        f"{_size(n)} of {name} memory" for name, n in zip(("GPU", "host"), more, strict=True) if n >= 1
+    )
     request = search.requests[0]
     fits = _longest_prompt(search, request)
     if fits:
         return (
-            f"{more}, or keep the prompt at {fits} tokens or below. Fewer requests do not help: one alone is too long"
+            f"Add {added}, or keep the prompt at {fits} tokens or below. Fewer requests do not help: one alone is too "
+            "long"
         )
-    return f"{more}: fewer requests alone do not help, the weights do not fit; choose a smaller model or dtype"
+    return f"Add {added}: fewer requests alone do not help, the weights do not fit; choose a smaller model or dtype"
+
+
+def _enough(search: Search, gpu: float, host: float) -> tuple[float, float]:
+    """What must be added to both memories: what real numbers miss, and no more beyond that than rounding takes.
+
+    A memory that misses nothing is only added to where nothing else helps.
+    """
+    hardware = search.costs.hardware
+    budgets = hardware.gpu.budget_bytes, hardware.host.budget_bytes
+    tried = [(gpu * (1 + share), host * (1 + share)) for share in ROUNDING]
+    tried += [(gpu + share * budgets[0], host + share * budgets[1]) for share in BARELY]
+    for more in tried:
+        roomier = hardware
+        for device, nbytes in zip(("gpu", "host"), more, strict=True):
+            roomier = _with_more(roomier, device, nbytes)
+        costs = CostModel(roomier, search.costs.model)
+        if Search(costs, search.workload, search.forms, search.options).run() is not None:
+            return more
+    return tried[-1]
 
 
 def _longest_prompt(search: Search, request: Request) -> int:
@@ -98,9 +126,9 @@ def _longest_prompt(search: Search, request: Request) -> int:
     return low
 
 
-def _size(nbytes: float) -> str:
-    """Decimal units as in every report, large enough for the number to say something."""
+def _size(nbytes: float, up: bool = False) -> str:
+    """Decimal units as in every report, large enough for the number to say something; `up`: no less than it is."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if nbytes >= size / 10:
-            return f"{nbytes / size:.2f} {unit}"
+            return f"{ceil(nbytes / size * 100) / 100 if up else nbytes / size:.2f} {unit}"
     return f"{nbytes:.0f} B"

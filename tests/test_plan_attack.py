@@ -31,7 +31,7 @@ def small_plan() -> Data:
         **{"gpu.memory.usable_bytes": 1.24e9 + 11e6, "gpu.memory.nominal_bytes": 2e9}
     )
     work = Workload((Request("a", 200, 20), Request("b", 40, 9), Request("c", 200, 20), Request("d", 77, 1)))
-    options = Options(mini_batches=2, max_resident_layers=2)
+    options = Options(mini_batches=2, max_resident_layers=2, act_share=0.4)
     plan = make_plan(hardware, small_model(layers=4), work, POLICIES["hybrid"], options)
     data: Data = yaml.safe_load(plan.to_yaml())
     return data
