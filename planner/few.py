@@ -15,7 +15,7 @@ from planner.search import WORTH_SIMULATING, Found, Search
 from planner.simulator import simulate
 from planner.timeline import Timeline
 
-FEW_REQUESTS, FEW_BATCHES, MOST_COMPOSITIONS = 6, 3, 60
+FEW_REQUESTS, FEW_BATCHES, MOST_COMPOSITIONS = 3, 3, 5
 """Requests, mini-batches and ways to form them up to which all are tried."""
 MOST_OPERATIONS = 400_000
 """Simulated for one job, about a second's worth: large models have many in each plan."""

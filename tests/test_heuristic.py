@@ -103,7 +103,7 @@ def test_a_request_too_large_is_refused_with_what_is_missing() -> None:
 
 
 @given(jobs())
-@settings(QUICK, max_examples=20)
+@settings(QUICK, max_examples=6)
 def test_hybrid_is_never_slower_than_a_policy_whose_choices_it_contains(
     job: tuple[HardwareProfile, ModelSpec, Workload],
 ) -> None:
