@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +30,8 @@ from runtime.commands.profile import profile_command
 from runtime.commands.run import run_command
 from runtime.commands.shared import job_of, need_runtime
 from runtime.commands.sweep import sweep_command
+
+INTERRUPTED, PATIENCE_S = 130, 5.0
 
 app = typer.Typer(
     add_completion=True,
@@ -205,8 +209,20 @@ def main() -> None:
         sys.exit(1)
     except (typer.Abort, KeyboardInterrupt):
         terminal.fail("stopped")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+
+
+def run_and_leave() -> None:
+    """`main` as a process of its own: after an interrupt threads that watch workers are waited for, but not for long."""
+    try:
+        main()
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:
+            impatient = threading.Timer(PATIENCE_S, os._exit, (INTERRUPTED,))
+            impatient.daemon = True
+            impatient.start()
+        raise
 
 
 if __name__ == "__main__":
-    main()
+    run_and_leave()

@@ -135,7 +135,9 @@ def configurations(draw: st.DrawFn) -> tuple[str, dict[str, Any], Workload, dict
 
 
 @given(configurations(), st.integers(0, 2**20))
-@settings(max_examples=int(os.environ.get("FAMILIES", "15")), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=int(os.environ.get("FAMILIES", "15")), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 def test_random_configurations(
     tmp_path_factory: pytest.TempPathFactory, case: tuple[str, dict[str, Any], Workload, dict[str, Any]], seed: int
 ) -> None:
