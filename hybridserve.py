@@ -213,7 +213,7 @@ def main() -> None:
 
 
 def run_and_leave() -> None:
-    """`main` as a process of its own: after an interrupt threads that watch workers are waited for, but not for long."""
+    """`main` as a process of its own: after an interrupt it waits for threads that watch workers, but not for long."""
     try:
         main()
     except SystemExit as leaving:
