@@ -9,7 +9,6 @@ from itertools import islice, product
 from planner.composition import compositions
 from planner.decisions import Decisions, spread_layers
 from planner.forms import CacheForm
-from planner.memory import gpu_lines, host_lines, pinned_total, planned_bytes
 from planner.placement import MiniBatch, RequestGroup
 from planner.search import WORTH_SIMULATING, Found, Search
 from planner.simulator import simulate
@@ -86,16 +85,14 @@ def _in_forms(batch: MiniBatch, of: dict[int, CacheForm]) -> MiniBatch:
 
 def _fitting(search: Search, decisions: Decisions, resident: int) -> Decisions | None:
     """With so many layers on the GPU and the longest passes of prefill that fit."""
-    model, hardware, options = search.costs.model, search.costs.hardware, search.options
+    layers, options = search.costs.model.layers, search.options
     if resident < options.min_resident_layers:
         return None
-    slots = options.weight_slots if resident < model.layers else 0
-    decisions = replace(decisions, resident_layers=spread_layers(resident, model.layers), weight_slots=slots)
-    if pinned_total(host_lines(model, decisions), hardware.host.pin_rounding) > hardware.host.budget_bytes:
-        return None
+    slots = options.weight_slots if resident < layers else 0
+    decisions = replace(decisions, resident_layers=spread_layers(resident, layers), weight_slots=slots)
     for sized in reversed(search.prefill_sizes):
         passes = search.prefill.passes(decisions.mini_batches, sized.chunk, sized.passed)
         found = replace(decisions, prefill_passes=passes)
-        if planned_bytes(gpu_lines(model, found)) <= hardware.gpu.budget_bytes:
+        if max(search.overshoot(found)) <= 0:
             return found
     return None

@@ -21,7 +21,6 @@ from planner.decisions import Decisions, act_share
 from planner.errors import InfeasibleError
 from planner.explain import binding_in_words, busy_fractions
 from planner.forms import ACT_GPU, ACT_HOST, KV_HOST, CacheForm, blocks_for
-from planner.memory import gpu_lines, host_lines, pinned_total, planned_bytes
 from planner.placement import MiniBatch, RequestGroup
 from planner.plan import WhatIf
 from planner.policies import POLICIES
@@ -197,13 +196,13 @@ class _Wave:
         """Blocks of activations for which the GPU has room left."""
         if decisions is None:
             return 0
-        return max(int(-self._beyond(decisions)[0] // ACT_GPU.block_bytes(self.costs.model)), 0)
+        return max(int(-self._search.overshoot(decisions)[0] // ACT_GPU.block_bytes(self.costs.model)), 0)
 
     def _decisions(self, count: int, share: float, on_gpu: int) -> Decisions | None:
         """With the largest passes of prefill that leave the GPU room for it; None where none does."""
         for sized in reversed(self._search.prefill_sizes):
             found = self._decided(count, share, on_gpu, sized)
-            if max(self._beyond(found)) <= 0:
+            if max(self._search.overshoot(found)) <= 0:
                 return found
         return None
 
@@ -216,13 +215,7 @@ class _Wave:
     def shortage(self) -> tuple[float, float]:
         """(GPU, host) bytes that a single mini-batch with the smallest prefill lacks; below zero where it fits."""
         found = self._decided(1, self._share(0), 0, self._search.prefill_sizes[0])
-        return self._beyond(found)
-
-    def _beyond(self, decisions: Decisions) -> tuple[float, float]:
-        hardware = self.costs.hardware
-        host = pinned_total(host_lines(self.costs.model, decisions), hardware.host.pin_rounding)
-        gpu = planned_bytes(gpu_lines(self.costs.model, decisions))
-        return gpu - hardware.gpu.budget_bytes, host - hardware.host.budget_bytes
+        return self._search.overshoot(found)
 
     def _forms(self, share: float, on_gpu: int) -> list[tuple[CacheForm, ...]]:
         """Of each request, the forms of its blocks: `share` of them activations, of the prompt and of what follows."""

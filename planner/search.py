@@ -223,9 +223,9 @@ class Search:
         problem, split = one.problem, one.split
         for attempt in range(MAX_ROUNDINGS):
             decisions = self._decide(split, one)
-            gpu, host = (max(nbytes, 0) for nbytes in self._overshoot(decisions))
+            gpu, host = (max(nbytes, 0) for nbytes in self.overshoot(decisions))
             if not gpu and not host:
-                size, room = self.prefill_sizes[split.prefill], -self._overshoot(decisions)[0]
+                size, room = self.prefill_sizes[split.prefill], -self.overshoot(decisions)[0]
                 if room > 0 and self.options.act_share is None:
                     decisions = promoted(self.costs.model, decisions, room, self.costs.ragged)
                 return self.prefill.widest(decisions, size.chunk, size.passed)
@@ -240,7 +240,7 @@ class Search:
             split = tighter
         return None
 
-    def _overshoot(self, decisions: Decisions) -> tuple[int, int]:
+    def overshoot(self, decisions: Decisions) -> tuple[int, int]:
         """Bytes beyond the budgets of GPU and host; below zero where some are left."""
         model, hardware = self.costs.model, self.costs.hardware
         gpu = planned_bytes(gpu_lines(model, decisions)) - hardware.gpu.budget_bytes

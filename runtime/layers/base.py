@@ -90,13 +90,15 @@ class Layers(ABC):
     def normed(self, w: Weights, hidden: torch.Tensor, space: Workspace) -> torch.Tensor:
         """The normalised layer input [n, d]: what W_Q, W_K and W_V multiply, and what an ACT block keeps."""
 
-    @abstractmethod
     def project_qkv(self, w: Weights, normed: torch.Tensor, space: Workspace) -> torch.Tensor:
         """Fused Q, K and V, [n, d_q + 2 d_kv]."""
+        weight = w["qkv.weight"]
+        return linear(weight, w.get("qkv.bias"), normed, space.take(len(normed), len(weight)))
 
-    @abstractmethod
     def project_kv(self, w: Weights, act: torch.Tensor, out: torch.Tensor) -> None:
         """[K V] = A [W_K W_V] for kept activations `act` [n, d], into out [n, 2 d_kv]."""
+        bias, first = w.get("qkv.bias"), self.model.d_q
+        linear(w["qkv.weight"][first:], None if bias is None else bias[first:], act, out)
 
     @abstractmethod
     def place_qkv(self, w: Weights, qkv: torch.Tensor, positions: torch.Tensor, space: Workspace) -> None:

@@ -58,14 +58,6 @@ class LlamaLayers(Layers):
     def normed(self, w: Weights, hidden: torch.Tensor, space: Workspace) -> torch.Tensor:
         return self._norm(w["norm1.weight"], hidden)
 
-    def project_qkv(self, w: Weights, normed: torch.Tensor, space: Workspace) -> torch.Tensor:
-        weight = w["qkv.weight"]
-        return linear(weight, w.get("qkv.bias"), normed, space.take(len(normed), len(weight)))
-
-    def project_kv(self, w: Weights, act: torch.Tensor, out: torch.Tensor) -> None:
-        bias, first = w.get("qkv.bias"), self.model.d_q
-        linear(w["qkv.weight"][first:], None if bias is None else bias[first:], act, out)
-
     def place_qkv(self, w: Weights, qkv: torch.Tensor, positions: torch.Tensor, space: Workspace) -> None:
         m = self.model
         heads = qkv[:, : m.d_q + m.d_kv].unflatten(1, (m.heads + m.kv_heads, m.head_dim))

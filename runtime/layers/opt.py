@@ -64,14 +64,6 @@ class OptLayers(Layers):
     def normed(self, w: Weights, hidden: torch.Tensor, space: Workspace) -> torch.Tensor:
         return self._norm(w, "norm1", hidden)
 
-    def project_qkv(self, w: Weights, normed: torch.Tensor, space: Workspace) -> torch.Tensor:
-        weight = w["qkv.weight"]
-        return linear(weight, w.get("qkv.bias"), normed, space.take(len(normed), len(weight)))
-
-    def project_kv(self, w: Weights, act: torch.Tensor, out: torch.Tensor) -> None:
-        bias = w.get("qkv.bias")
-        linear(w["qkv.weight"][self.model.d_q :], None if bias is None else bias[self.model.d_q :], act, out)
-
     def place_qkv(self, w: Weights, qkv: torch.Tensor, positions: torch.Tensor, space: Workspace) -> None:
         """Nothing: learned positions are in the embedding."""
 
