@@ -4,6 +4,9 @@ Profiles this machine, plans a grid of small jobs, and executes each several tim
 profiler goes on measuring in between, so that runs and calibration see the same machine whatever else it does, and
 each run is predicted from what was calibrated before it. A point's measurement is what its runs take undisturbed
 (`planner.repeats`), its prediction the one made before the last of them.
+
+Whether a run of the benchmark becomes the record is decided by how steady the machine was, never by the errors: see
+`accuracy_report.unsteady`. Otherwise its summary goes to the reruns, where every run is kept.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.accuracy_report import RERUNS, read_reruns, rerun, summary
+from benchmarks.accuracy_report import RERUNS, read_reruns, rerun, summary, unsteady
 from benchmarks.grid import PROFILE_HIDDEN, Point, executed_shapes, points
 from benchmarks.records import RESULTS, write
 from planner.costs import CostModel
@@ -120,7 +123,10 @@ def main() -> None:
         "calibrate": calibration(profile),
         "points": [one.record() for one in grid],
     }
-    if options.rerun:
+    noisy = unsteady(profiler.repeatability, document["points"])
+    if noisy:
+        print(f"not a record: {noisy}")
+    if options.rerun or (noisy and not options.dry_run):
         print(f"written: {write(RERUNS, [*read_reruns(), rerun(document)])}")
     elif not options.dry_run:
         write_whole(RESULTS / PROFILE, dump_yaml(profile.to_plain()))

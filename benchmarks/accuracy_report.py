@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.records import RESULTS
+from planner.explain import NOISY
 
 RERUNS = "accuracy-reruns.json"
 QUANTITIES = {"decode_step_s": "decode step", "prefill_s": "prefill", "total_s": "whole job (1 / throughput)"}
@@ -117,12 +118,29 @@ def read_reruns() -> list[dict[str, Any]]:
     return json.loads(path.read_text()) if path.exists() else []
 
 
+def disturbance(points: list[dict[str, Any]]) -> float:
+    """How much longer than undisturbed the median run of the median point took, relative."""
+    found = sorted(point["disturbance"] for point in points)
+    return float(found[len(found) // 2])
+
+
+def unsteady(repeatability: float, points: list[dict[str, Any]]) -> str:
+    """Why this run says nothing about the model, "" if it does: from the machine's steadiness, not from the errors.
+
+    `repeatability`: how far the two halves of the profile differ, relative; the profile warns at the same limit.
+    """
+    if repeatability > NOISY:
+        return f"the halves of the profile differ by {repeatability:.1%}, more than {NOISY:.0%}"
+    if disturbance(points) > NOISY:
+        return f"the median run took {disturbance(points):.1%} longer than undisturbed, more than {NOISY:.0%}"
+    return ""
+
+
 def rerun(document: dict[str, Any]) -> dict[str, Any]:
     """What is kept of a run that does not replace the record."""
     points = document["points"]
-    disturbed = sorted(point["disturbance"] for point in points)
     return {
         "date": document["date"], "machine": document["machine"], "rounds": len(points[0]["runs"]),
-        "disturbance": disturbed[len(disturbed) // 2],
+        "disturbance": disturbance(points),
         **{key: asdict(errors(points, key)) for key in QUANTITIES},
     }  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import accuracy_docs, memory
 from benchmarks.accuracy_docs import DOCUMENT, PICTURE
-from benchmarks.accuracy_report import Errors, errors, memory_errors
+from benchmarks.accuracy_report import Errors, errors, memory_errors, unsteady
 from benchmarks.grid import JOBS, PROFILE_HIDDEN, VOCAB, Point, executed_shapes, models, points
 from benchmarks.records import RESULTS
 from planner.hardware import load_hardware
@@ -70,6 +70,14 @@ def test_the_record_is_one_of_this_grid() -> None:
     profile = load_hardware(str(RESULTS / "accuracy-profile.yaml"))
     assert RECORD["calibrate"]["profile_hash"] == profile.content_hash
     assert RECORD["machine"]["torch"] and RECORD["date"]
+
+
+def test_the_record_is_of_a_steady_machine() -> None:
+    """Steadiness decides what is a record, so that nobody picks a run by its errors."""
+    repeatability = float(RECORD["machine"]["repeatability"].rstrip("%")) / 100
+    assert not unsteady(repeatability, POINTS)
+    assert "halves" in unsteady(0.031, POINTS)
+    assert "undisturbed" in unsteady(0.01, [point | {"disturbance": 0.05} for point in POINTS])
 
 
 def test_the_record_holds_what_the_project_promises() -> None:
