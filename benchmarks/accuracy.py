@@ -116,7 +116,7 @@ def main() -> None:
                 one.run(profile)
                 if i % 12 == 0:
                     print(f"round {turn + 1}/{options.rounds}, point {i + 1}/{len(grid)}", flush=True)
-    document = {
+    document: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": profile.machine,
         "took_s": round(time.perf_counter() - started),
