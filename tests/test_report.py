@@ -68,6 +68,6 @@ def test_streams_without_decode_show_prefill() -> None:
     timeline = Timeline(
         [Span(0, "prefill", "compute", 0, 0, 0, 0.0, 1.0, 0), Span(1, "sample", "compute", 0, -1, 0, 1, 2, 0)], 1
     )
-    text = shown(report.streams_report("hybrid", timeline, timeline))
+    text = shown(report.streams_report("hybrid", timeline, timeline, load_hardware("rtx4090-pcie4").link))
     assert "streams in prefill" in text
     assert "+0.0%" in text
