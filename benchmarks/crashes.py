@@ -172,7 +172,7 @@ def _save_model(folder: Path) -> None:
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
         "tie_word_embeddings": False, "bos_token_id": None, "eos_token_id": None, "initializer_range": 0.2,
     }  # fmt: skip
-    LlamaForCausalLM(LlamaConfig(**shape)).float().save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(folder)
 
 
 def summary(document: dict[str, Any]) -> str:

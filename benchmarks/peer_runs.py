@@ -39,8 +39,10 @@ from runtime.execution import execute
 from runtime.profiler import Profiler, Request
 
 RECORD = "peer-runs.json"
-SHAPE = {"hidden_size": 512, "num_hidden_layers": 6, "ffn_dim": 2048, "num_attention_heads": 8, "vocab_size": 1024,
-         "max_position_embeddings": 1024}  # fmt: skip
+SHAPE: dict[str, Any] = {
+    "hidden_size": 512, "num_hidden_layers": 6, "ffn_dim": 2048, "num_attention_heads": 8, "vocab_size": 1024,
+    "max_position_embeddings": 1024,
+}  # fmt: skip
 REQUESTS, PROMPT, GEN = 32, 160, 24
 ROUNDS = 3
 RATIO = 0.6
@@ -96,7 +98,8 @@ class Offloaded:
     def __init__(self, folder: Path, link: Pace) -> None:
         from accelerate import cpu_offload  # noqa: PLC0415  (only this benchmark needs it)
 
-        self.model = OPTForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model: Any = OPTForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.model.eval()
         self.weights: list[PacedWeights] = []
         for layer in self.model.model.decoder.layers:
             paced = PacedWeights({name: p.detach().clone() for name, p in layer.state_dict().items()}, link)
@@ -126,7 +129,7 @@ def save_model(folder: Path) -> ModelSpec:
     """A random OPT whose text does not repeat itself."""
     torch.manual_seed(3)
     config = OPTConfig(**SHAPE, word_embed_proj_dim=SHAPE["hidden_size"], dropout=0.0, init_std=0.08)
-    OPTForCausalLM(config).float().save_pretrained(folder)
+    OPTForCausalLM(config).save_pretrained(folder)
     return load_model(str(folder))
 
 

@@ -17,7 +17,7 @@ class Run(NamedTuple):
     row: int
     """Of the group's rows, the first one that is theirs."""
     member: int
-    count: int
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class GroupStep:
     @property
     def members(self) -> list[int]:
         """Of the group, in row order."""
-        return [member for run in self.runs for member in range(run.member, run.member + run.count)]
+        return [member for run in self.runs for member in range(run.member, run.member + run.rows)]
 
     def blocks(self, form: CacheForm) -> int:
         return self.cache.blocks(form, self.cached)
@@ -79,7 +79,7 @@ def step_view(
 ) -> StepView:
     """Lay out decode step `step` (1, 2, ...) of a mini-batch, without the requests in `ended`."""
     living = [(cache, _living(cache, ended)) for cache in caches if cache.group.decode_steps >= step]
-    active = [(cache, runs, sum(run.count for run in runs)) for cache, runs in living if runs]
+    active = [(cache, runs, sum(run.rows for run in runs)) for cache, runs in living if runs]
     act_total = sum(n * c.blocks(ACT_HOST, _cached(c, step)) * BLOCK_TOKENS for c, _, n in active)
     steps: list[GroupStep] = []
     row = kv = act = 0
@@ -118,8 +118,8 @@ def _living(cache: GroupCache, ended: Collection[int]) -> tuple[Run, ...]:
     for member, request in enumerate(cache.group.requests):
         if request in ended:
             continue
-        if runs and runs[-1].member + runs[-1].count == member:
-            runs[-1] = runs[-1]._replace(count=runs[-1].count + 1)
+        if runs and runs[-1].member + runs[-1].rows == member:
+            runs[-1] = runs[-1]._replace(rows=runs[-1].rows + 1)
         else:
             runs.append(Run(rows, member, 1))
         rows += 1

@@ -21,7 +21,7 @@ class CudaTicket:
     end: torch.cuda.Event
 
     def ended(self) -> bool:
-        return self.end.query()
+        return bool(self.end.query())
 
     def wait(self) -> None:
         self.end.synchronize()

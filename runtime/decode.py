@@ -55,7 +55,7 @@ class Decode:
             if tokens:
                 packed = self._packed(slot, group, form)
                 for run, source in self._rooms(op, group, form, tokens):
-                    self.device.copy(packed[run.row : run.row + run.count], source)
+                    self.device.copy(packed[run.row : run.row + run.rows], source)
 
     def store(self, op: Operation, view: StepView) -> None:
         """New tokens from the store slot into their rooms on the host."""
@@ -64,16 +64,16 @@ class Decode:
             if not group.new_form.on_gpu:
                 stored = self._stored(slot, group)
                 for run, room in self._rooms(op, group, group.new_form, 1, group.new_offset):
-                    self.device.copy(room[:, 0], stored[run.row : run.row + run.count])
+                    self.device.copy(room[:, 0], stored[run.row : run.row + run.rows])
 
     @staticmethod
     def _rooms(
         op: Operation, group: GroupStep, form: CacheForm, tokens: int, offset: int = 0
     ) -> Iterator[tuple[Run, torch.Tensor]]:
-        """[count, tokens, width] of each run of a group: `tokens` from `offset` on, where they are kept."""
+        """[rows, tokens, width] of each run of a group: `tokens` from `offset` on, where they are kept."""
         region = group.cache.regions[form]
         for run in group.runs:
-            yield run, region.part(op.layer, run.member, run.count, tokens, offset)
+            yield run, region.part(op.layer, run.member, run.rows, tokens, offset)
 
     def _stored(self, slot: torch.Tensor, group: GroupStep) -> torch.Tensor:
         width = group.new_form.width(self.model)
@@ -103,7 +103,7 @@ class Decode:
             if tokens:
                 out = self._packed(self.buffers.rebuilt, group, ACT_GPU)
                 for run, kept in self._rooms(op, group, ACT_GPU, tokens):
-                    into = out[run.row : run.row + run.count]
+                    into = out[run.row : run.row + run.rows]
                     if kept.is_contiguous():
                         self.layers.project_kv(w, kept.flatten(0, 1), into.flatten(0, 1))
                     else:
@@ -182,7 +182,7 @@ class Decode:
         """The new tokens of a group, in the form that the plan gives their block."""
         if group.new_form.on_gpu:
             for run, room in self._rooms(op, group, group.new_form, 1, group.new_offset):
-                room[:, 0].copy_(rows[run.row : run.row + run.count])
+                room[:, 0].copy_(rows[run.row : run.row + run.rows])
         else:
             self._stored(self.buffers.store[op.slot], group).copy_(rows)
 
@@ -200,7 +200,7 @@ class Decode:
                 continue
             if form is KV_GPU:
                 rooms = self._rooms(op, group, form, tokens)
-                found = [attend_segment(shaped[r.row : r.row + r.count], *self._heads(room)) for r, room in rooms]
+                found = [attend_segment(shaped[r.row : r.row + r.rows], *self._heads(room)) for r, room in rooms]
                 parts.append(found[0] if len(found) == 1 else joined(found))
                 continue
             where = staged if form is KV_HOST else self.buffers.rebuilt
