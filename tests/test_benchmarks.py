@@ -8,7 +8,7 @@ import json
 import pytest
 from rich.console import Console
 
-from benchmarks import crashes, engine_docs
+from benchmarks import crashes, efficiency, engine_docs
 from benchmarks.bounds import Bound, start_delays
 from benchmarks.demo import ROOT, load, table, with_table
 from benchmarks.records import RESULTS
@@ -82,3 +82,21 @@ def test_the_bound_is_below_every_prediction() -> None:
         assert bound.h2d_s == pytest.approx(moved / hardware.link.h2d_bytes_per_s.value)
         assert bound.compute_s < use["compute"].busy_s
         assert start_delays(Schedule(model, plan.decisions), predicted.spans)[0][1] < 1e-9
+
+
+def test_gains_are_over_the_better_of_the_other_policies() -> None:
+    taken = {"hybrid": (2.0, 2.2), "kv-only": (3.0, 3.1), "act-only": (2.5, 2.6)}
+    points = [
+        {"job": 0, "rebuild_over_kv": 0.6, "policy": name, "predicted_s": predicted, "measured_s": measured}
+        for name, (predicted, measured) in taken.items()
+    ]
+    (found,) = efficiency.gains(points)
+    assert (found["predicted"], found["measured"]) == pytest.approx((0.25, 2.6 / 2.2 - 1))
+
+
+def test_the_grid_of_efficiency_has_points_of_every_kind() -> None:
+    """By the bound under a profile of this machine: some wait for the link, some for compute, some for both."""
+    assert len(efficiency.JOBS) * len(efficiency.REBUILD_OVER_KV) * len(CACHES) >= 20
+    plans = [one.runs.plan for one in efficiency.cases(load_hardware(str(RESULTS / "accuracy-profile.yaml")), 1)]
+    bounds = [Bound.of(CostModel(plan.hardware, plan.model), plan.decisions) for plan in plans]
+    assert {bound.kind(efficiency.BALANCED) for bound in bounds} == set(efficiency.TARGETS)
