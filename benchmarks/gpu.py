@@ -60,7 +60,7 @@ def main() -> None:
     out.print(report.policies_report(report.title_of(runs[0].plan), [run.plan for run in runs]))
     out.print(report.errors_report([(run.plan.policy, run.result()) for run in runs]))
     for run in runs:
-        out.print(report.streams_report(run.plan.policy, run.predicted, run.measured))
+        out.print(report.streams_report(run.plan.policy, run.predicted, run.measured, run.plan.hardware.link))
         out.print(report.kinds_report(run.plan.policy, run.predicted, run.measured))
     out.print(f"written: {write(f'gpu-{name}.json', records)}")
 

@@ -91,16 +91,16 @@ def measure(path: Path) -> dict[str, Any]:
     from runtime.weights import RandomWeights  # noqa: PLC0415
 
     plan = read_plan(path)
-    _warm_up()
+    warm_up()
     planned = {place: record.planned_bytes for place, record in plan.memory.items()}
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     device = open_device(plan.hardware)
     try:
         engine = Engine(plan, device, RandomWeights(0, device.torch_device))
-        loading = _status_bytes("VmHWM") - before
+        loading = status_bytes("VmHWM") - before
         Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
         found = engine.run(random_prompts(plan, 0)).peak_bytes
-        running = _status_bytes("VmHWM") - before
+        running = status_bytes("VmHWM") - before
     finally:
         device.close()
     return {
@@ -110,7 +110,7 @@ def measure(path: Path) -> dict[str, Any]:
     }
 
 
-def _warm_up() -> None:
+def warm_up() -> None:
     """Libraries take their own memory once, whatever the plan."""
     import torch  # noqa: PLC0415
 
@@ -118,7 +118,7 @@ def _warm_up() -> None:
     torch.nn.functional.layer_norm(torch.addmm(x, x, x), (256,))
 
 
-def _status_bytes(key: str) -> int:
+def status_bytes(key: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key):
             return int(line.split()[1]) * 1024

@@ -12,10 +12,11 @@ from rich.text import Text
 
 from planner.explain import NOISY
 from planner.hardware import HardwareProfile
+from planner.link import Link
 from planner.model import ModelSpec
 from planner.peers.forecast import Forecast
 from planner.plan import MemoryRecord, Plan, Prediction, WhatIf
-from planner.results import TIME_KEYS, limited_by
+from planner.results import TIME_KEYS, limited_by, of_profile
 from planner.tables import bullets, digits, new_table, pairs, rate, seconds, size, with_unit
 from planner.timeline import Timeline
 
@@ -133,26 +134,40 @@ def errors_report(rows: Iterable[tuple[str, dict[str, Any]]]) -> Table:
     return table
 
 
-def streams_report(name: str, predicted: Timeline, measured: Timeline) -> Table:
-    """Each stream while decoding, or in prefill where nothing is decoded: time busy and achieved rate."""
+def streams_report(name: str, predicted: Timeline, measured: Timeline, link: Link) -> Table:
+    """Each stream while decoding, or in prefill where nothing is decoded: time busy, bytes, and the rate reached."""
     phase = "decode" if predicted.decode_steps else "prefill"
     table = new_table(
-        f"{name}: streams in {phase}, predicted and measured", "stream", "busy", "measured", "error", "rate",
-        "measured",
+        f"{name}: streams in {phase}, predicted and measured", "stream", "busy", "measured", "error", "moved", "rate",
+        "of profile",
     )  # fmt: skip
     left, right = predicted.use(phase), measured.use(phase)
     for stream, one in left.items():
         other = right[stream]
         if not one.busy_s and not other.busy_s:
             continue
-        error = f"{one.busy_s / other.busy_s - 1:+.1%}" if other.busy_s else "-"
+        reached = of_profile(link, stream, other)
         table.add_row(
             stream, f"{seconds(one.busy_s)} ({one.busy_fraction:.0%})",
-            f"{seconds(other.busy_s)} ({other.busy_fraction:.0%})", error,
-            f"{size(one.bytes_per_s)}/s" if one.nbytes else "-",
-            f"{size(other.bytes_per_s)}/s" if other.nbytes else "-",
+            f"{seconds(other.busy_s)} ({other.busy_fraction:.0%})",
+            f"{one.busy_s / other.busy_s - 1:+.1%}" if other.busy_s else "-",
+            size(other.nbytes) if other.nbytes else "-",
+            f"{size(other.bytes_per_s)}/s" if other.nbytes else "-", "-" if reached is None else f"{reached:.1%}",
         )  # fmt: skip
     return table
+
+
+def early_report(plan: Plan, measured: Timeline, ended_early: int) -> list[RenderableType]:
+    """A line where requests ended before their planned length: the prediction is for all of it."""
+    if not ended_early:
+        return []
+    requests, tokens = len(plan.workload), plan.workload.total_generated_tokens
+    return [
+        Text(
+            f"{ended_early:,} of {requests:,} requests ended by themselves: {measured.generated_tokens:,} of "
+            f"{tokens:,} planned tokens were generated. The prediction is for all of them"
+        )
+    ]
 
 
 def kinds_report(name: str, predicted: Timeline, measured: Timeline) -> Table:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from planner.explain import binding_in_words
-from planner.operation import STREAMS
+from planner.link import Link
 from planner.plan import Plan
-from planner.timeline import Timeline
+from planner.timeline import StreamUse, Timeline
 
 TIME_KEYS = ("throughput_tokens_per_s", "total_s", "prefill_s", "decode_s", "decode_step_s")
 """`decode_step_s` is the mean over the decode steps."""
@@ -53,22 +53,43 @@ def limited_by(plan: Plan) -> str:
     return binding_in_words(streams["h2d"].busy_fraction, streams["compute"].busy_fraction)
 
 
-def measured_result(plan: Plan, measured: Timeline, peak_bytes: dict[str, int]) -> dict[str, Any]:
-    """What `run --json` prints: the prediction, the measurement in the same keys, and the error of each."""
+def measured_result(plan: Plan, measured: Timeline, peak_bytes: dict[str, int], ended_early: int = 0) -> dict[str, Any]:
+    """What `run --json` prints: the prediction, the measurement in the same keys, and the error of each.
+
+    `ended_early`: requests that ended by themselves, before their planned length.
+    """
     predicted = plan_result(plan)
     found = times(measured)
-    phase = "decode" if measured.decode_steps else "prefill"
-    use = measured.use(phase)
     return {
         **predicted,
         "measured": {
             **found,
             "binding": measured.binding,
-            "streams": {s: {"busy_fraction": use[s].busy_fraction, "bytes_per_s": use[s].bytes_per_s} for s in STREAMS},
+            "generated_tokens": measured.generated_tokens,
+            "ended_early": ended_early,
+            "streams": streams_result(plan.hardware.link, measured),
         },
         "peak_bytes": peak_bytes,
         "error": {key: relative_error(predicted[key], found[key]) for key in TIME_KEYS},
     }
+
+
+def streams_result(link: Link, measured: Timeline) -> dict[str, dict[str, float | None]]:
+    """What each stream did while decoding, or in prefill where nothing is decoded; links against their profile."""
+    use = measured.use("decode" if measured.decode_steps else "prefill")
+    return {
+        stream: {
+            "busy_s": one.busy_s, "busy_fraction": one.busy_fraction, "bytes": one.nbytes,
+            "bytes_per_s": one.bytes_per_s, "of_profile": of_profile(link, stream, one),
+        }
+        for stream, one in use.items()
+    }  # fmt: skip
+
+
+def of_profile(link: Link, stream: str, use: StreamUse) -> float | None:
+    """The rate that a link reached while busy, over the one of its profile; None for compute, and where it was idle."""
+    rates = {"h2d": link.h2d_bytes_per_s.value, "d2h": link.d2h_bytes_per_s.value}
+    return use.bytes_per_s / rates[stream] if stream in rates and use.busy_s else None
 
 
 def relative_error(predicted: float, measured: float) -> float:

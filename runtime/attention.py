@@ -32,23 +32,25 @@ def attend_segment(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
 
 def attend_self(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The segment that is the new token itself. key, value [R, kv_heads, 1, head_dim]."""
-    scale = 1.0 / math.sqrt(query.shape[-1])
-    lse = (query.float() * key.float()).sum(-1) * scale
+    lse = (query.float() * key.float()).sum(-1).mul_(1.0 / math.sqrt(query.shape[-1]))
     return value.expand_as(query), lse
 
 
-def merge(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """Softmax over all segments together, in fp32; returned in the dtype of the outputs."""
-    if len(parts) == 1:
-        return parts[0][0]
-    top = torch.stack([lse for _, lse in parts]).amax(0)
-    total = torch.zeros_like(top)
-    out = torch.zeros(parts[0][0].shape, dtype=torch.float32, device=top.device)
-    for segment, lse in parts:
-        weight = torch.exp(lse - top)
-        total += weight
-        out += segment.float() * weight.unsqueeze(-1)
-    return (out / total.unsqueeze(-1)).to(parts[0][0].dtype)
+def joined(rows: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """One segment of requests that were attended to apart."""
+    return torch.cat([out for out, _ in rows]), torch.cat([lse for _, lse in rows])
+
+
+def merge(parts: list[tuple[torch.Tensor, torch.Tensor]], into: torch.Tensor) -> None:
+    """Softmax over all segments together, in fp32, into a tensor of the outputs' shape and dtype."""
+    weights = torch.softmax(torch.stack([lse for _, lse in parts]), 0).unsqueeze(-1)
+    exact = into.dtype == torch.float32
+    total = into if exact else torch.empty(into.shape, dtype=torch.float32, device=into.device)
+    torch.mul(parts[0][0], weights[0], out=total)
+    for (segment, _), weight in zip(parts[1:], weights[1:], strict=True):
+        total.addcmul_(segment.float(), weight)
+    if not exact:
+        into.copy_(total)
 
 
 def attend_prompt(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from runtime.device import on_device
 from runtime.sampling import Sampling
 
 ROWS_AT_ONCE = 8
@@ -20,7 +21,7 @@ def choose(logits: torch.Tensor, ways: Sequence[Sampling], index: int) -> torch.
         rows = drawn[at : at + ROWS_AT_ONCE]
         some = [ways[i] for i in rows]
         draws = [way.draw(index) for way in some]
-        where = torch.tensor(rows, device=logits.device)
+        where = on_device(rows, torch.int64, logits.device)
         found[where] = _draw(logits[where].float(), some, draws)
     return found
 
@@ -29,7 +30,7 @@ def _draw(logits: torch.Tensor, ways: Sequence[Sampling], draws: Sequence[float]
     """Inverse transform sampling over the kept tokens, the likeliest first."""
 
     def column(values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=logits.device).unsqueeze(1)
+        return on_device(values, torch.float32, logits.device).unsqueeze(1)
 
     vocab = logits.shape[1]
     heated = logits / column([way.temperature for way in ways])

@@ -32,6 +32,9 @@ class CpuTicket:
     end_s: float = 0.0
     error: BaseException | None = None
 
+    def ended(self) -> bool:
+        return self.done.is_set()
+
     def wait(self) -> None:
         self.done.wait()
         if self.error is not None:
@@ -78,13 +81,14 @@ class _Worker:
     def _execute(self, work: Work, nbytes: int, ticket: CpuTicket) -> None:
         if self.delay:
             time.sleep(self.delay(self.name))
+        pace = self.pace if nbytes else None  # an empty transfer does not touch the link
         # A late wake-up must not slow the link down: the next transfer starts where the last one ended on paper.
         now = time.perf_counter()
-        ticket.start_s = max(now, self.free_at) if self.pace else now
+        ticket.start_s = max(now, self.free_at) if pace else now
         work()
         ticket.end_s = time.perf_counter()
-        if self.pace:
-            paced = ticket.start_s + self.pace.seconds(nbytes)
+        if pace:
+            paced = ticket.start_s + pace.seconds(nbytes)
             if paced > ticket.end_s:
                 time.sleep(paced - ticket.end_s)
                 ticket.end_s = paced

@@ -20,6 +20,9 @@ class CudaTicket:
     start: torch.cuda.Event
     end: torch.cuda.Event
 
+    def ended(self) -> bool:
+        return bool(self.end.query())
+
     def wait(self) -> None:
         self.end.synchronize()
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+
 import torch
 
 from planner.decisions import Decisions
 from planner.forms import ACT_GPU, ACT_HOST, KV_GPU, KV_HOST, CacheForm
 from planner.model import ModelSpec
 from planner.operation import Operation
-from runtime.attention import attend_segment, attend_self, merge
-from runtime.batch import GroupStep, StepView, step_view
+from runtime.attention import attend_segment, attend_self, joined, merge
+from runtime.batch import GroupStep, Run, StepView, step_view
 from runtime.buffers import DecodeBuffers
 from runtime.cache import Cache
 from runtime.device import Device
@@ -32,15 +34,14 @@ class Decode:
         self.ragged = device.ragged
         self._positions = decisions.positions
         self._places: dict[int, tuple[int, Places]] = {}
-        self._views: dict[int, tuple[int, StepView]] = {}
+        self._views: dict[int, StepView] = {}
         self._ragged: dict[int, tuple[int, RaggedStep]] = {}
 
-    def view(self, op: Operation) -> StepView:
-        """The layout of this step and mini-batch, made once for all layers."""
-        step, view = self._views.get(op.part, (0, None))
-        if view is None or step != op.step:
-            view = step_view(self.cache.groups[op.part], op.step, self.model)
-            self._views[op.part] = (op.step, view)
+    def view(self, op: Operation, ended: Collection[int]) -> StepView:
+        """The layout of this step and mini-batch without the requests in `ended`, made once for all layers."""
+        view = self._views.get(op.part)
+        if view is None or view.step != op.step:
+            view = self._views[op.part] = step_view(self.cache.groups[op.part], op.step, self.model, ended)
         return view
 
     # ---- link ------------------------------------------------------------------------------------
@@ -52,20 +53,27 @@ class Decode:
         for group in view.groups:
             tokens = group.padded(form)
             if tokens:
-                source = group.cache.regions[form].part(op.layer, 0, group.rows, tokens)
-                self.device.copy(self._packed(slot, group, form), source)
+                packed = self._packed(slot, group, form)
+                for run, source in self._rooms(op, group, form, tokens):
+                    self.device.copy(packed[run.row : run.row + run.rows], source)
 
     def store(self, op: Operation, view: StepView) -> None:
         """New tokens from the store slot into their rooms on the host."""
         slot = self.buffers.store[op.slot]
         for group in view.groups:
             if not group.new_form.on_gpu:
-                self.device.copy(self._room_of_new(op, group), self._stored(slot, group))
+                stored = self._stored(slot, group)
+                for run, room in self._rooms(op, group, group.new_form, 1, group.new_offset):
+                    self.device.copy(room[:, 0], stored[run.row : run.row + run.rows])
 
-    def _room_of_new(self, op: Operation, group: GroupStep) -> torch.Tensor:
-        """[rows, width]: where this step's tokens of a group are kept."""
-        region = group.cache.regions[group.new_form]
-        return region.part(op.layer, 0, group.rows, 1, group.new_offset)[:, 0]
+    @staticmethod
+    def _rooms(
+        op: Operation, group: GroupStep, form: CacheForm, tokens: int, offset: int = 0
+    ) -> Iterator[tuple[Run, torch.Tensor]]:
+        """[rows, tokens, width] of each run of a group: `tokens` from `offset` on, where they are kept."""
+        region = group.cache.regions[form]
+        for run in group.runs:
+            yield run, region.part(op.layer, run.member, run.rows, tokens, offset)
 
     def _stored(self, slot: torch.Tensor, group: GroupStep) -> torch.Tensor:
         width = group.new_form.width(self.model)
@@ -81,7 +89,7 @@ class Decode:
 
     def embed(self, op: Operation, view: StepView) -> None:
         """The newest token of every active request."""
-        ids, positions = self.tokens.newest(op.part, op.step)
+        ids, positions = self.tokens.newest(view)
         self.layers.embed(self.weights.outer, ids, positions, self._hidden(op, view))
 
     def rebuild(self, op: Operation, view: StepView) -> None:
@@ -93,13 +101,14 @@ class Decode:
         for group in view.groups:
             tokens = group.padded(ACT_GPU)
             if tokens:
-                kept = group.cache.regions[ACT_GPU].part(op.layer, 0, group.rows, tokens)
                 out = self._packed(self.buffers.rebuilt, group, ACT_GPU)
-                if kept.is_contiguous():
-                    self.layers.project_kv(w, kept.flatten(0, 1), out.flatten(0, 1))
-                else:
-                    for one, into in zip(kept, out, strict=True):
-                        self.layers.project_kv(w, one, into)
+                for run, kept in self._rooms(op, group, ACT_GPU, tokens):
+                    into = out[run.row : run.row + run.rows]
+                    if kept.is_contiguous():
+                        self.layers.project_kv(w, kept.flatten(0, 1), into.flatten(0, 1))
+                    else:
+                        for one, rebuilt in zip(kept, into, strict=True):
+                            self.layers.project_kv(w, one, rebuilt)
         if self.model.rope:
             self.buffers.space.reset()
             places = self._placed(op, view).rebuilt
@@ -109,7 +118,7 @@ class Decode:
         """Positions of this step and mini-batch, made once for all layers."""
         step, places = self._places.get(op.part, (0, None))
         if places is None or step != op.step:
-            newest = self.tokens.positions(op.part, op.step)
+            newest = self.tokens.positions(view)
             places = Places.of(view, newest, self._positions - 1)
             self._places[op.part] = (op.step, places)
         return places
@@ -132,25 +141,24 @@ class Decode:
         if self.model.rope:
             self.layers.place_qkv(w, qkv, self._placed(op, view).newest, space)
         query, new_kv = self.layers.split_qkv(qkv)
-        attended = space.take(view.rows, self.model.d_q)
         kv_slot = self._kv_slot(op)
         staged = None if kv_slot is None else self.buffers.kv_slots[kv_slot]
         if self.ragged:
-            self._forward_ragged(op, view, query, new_kv, normed, staged, attended)
-            self.layers.finish(w, hidden, attended, space)
+            self.layers.finish(w, hidden, self._attend_all(op, view, query, new_kv, normed, staged), space)
             return
+        attended = space.take(view.rows, self.model.d_q)
         for group in view.groups:
             rows = slice(group.first_row, group.first_row + group.rows)
-            attended[rows] = self._attend(op, group, query[rows], new_kv[rows], staged)
+            self._attend(op, group, query[rows], new_kv[rows], staged, attended[rows])
             kept = normed if group.new_form.rebuilt else new_kv
             self._keep(op, group, kept[rows])
         self.layers.finish(w, hidden, attended, space)
 
-    def _forward_ragged(
+    def _attend_all(
         self, op: Operation, view: StepView, query: torch.Tensor, new_kv: torch.Tensor, normed: torch.Tensor,
-        staged: torch.Tensor | None, attended: torch.Tensor,
-    ) -> None:  # fmt: skip
-        """Attention and new tokens of all groups together, by form."""
+        staged: torch.Tensor | None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Attention of all groups together, by form, and where their new tokens are kept. [rows, d_q]."""
         made, step = self._ragged.get(op.part, (0, None))
         if step is None or made != op.step:
             step = RaggedStep.of(view, query.device)
@@ -159,7 +167,7 @@ class Decode:
         buffers = {KV_GPU: pools[KV_GPU], ACT_HOST: self.buffers.rebuilt, ACT_GPU: self.buffers.rebuilt}
         if staged is not None:
             buffers[KV_HOST] = staged
-        attended[:] = attend_ragged(self.model, query, new_kv, step, buffers)
+        attended = attend_ragged(self.model, query, new_kv, step, buffers)
         for form, new in step.new.items():
             source = normed if form.rebuilt else new_kv
             rows = source if new.rows is None else source[new.rows]
@@ -168,17 +176,20 @@ class Decode:
             else:
                 slot = self.buffers.store[op.slot]
                 slot[new.store : new.store + rows.numel()].view(rows.shape).copy_(rows)
+        return attended
 
     def _keep(self, op: Operation, group: GroupStep, rows: torch.Tensor) -> None:
         """The new tokens of a group, in the form that the plan gives their block."""
         if group.new_form.on_gpu:
-            self._room_of_new(op, group).copy_(rows)
+            for run, room in self._rooms(op, group, group.new_form, 1, group.new_offset):
+                room[:, 0].copy_(rows[run.row : run.row + run.rows])
         else:
             self._stored(self.buffers.store[op.slot], group).copy_(rows)
 
     def _attend(
-        self, op: Operation, group: GroupStep, query: torch.Tensor, new_kv: torch.Tensor, staged: torch.Tensor | None
-    ) -> torch.Tensor:
+        self, op: Operation, group: GroupStep, query: torch.Tensor, new_kv: torch.Tensor, staged: torch.Tensor | None,
+        into: torch.Tensor,
+    ) -> None:  # fmt: skip
         """[rows, d_q] of one group: its segments, wherever they lie, and the new token itself."""
         m = self.model
         shaped = query.reshape(group.rows, m.kv_heads, m.gqa_group, m.head_dim)
@@ -188,13 +199,14 @@ class Decode:
             if not tokens:
                 continue
             if form is KV_GPU:
-                segment = group.cache.regions[form].part(op.layer, 0, group.rows, tokens)
-            else:
-                where = staged if form is KV_HOST else self.buffers.rebuilt
-                assert where is not None
-                segment = self._packed(where, group, form)[:, :tokens]
-            parts.append(attend_segment(shaped, *self._heads(segment)))
-        return merge(parts).reshape(group.rows, m.d_q)
+                rooms = self._rooms(op, group, form, tokens)
+                found = [attend_segment(shaped[r.row : r.row + r.rows], *self._heads(room)) for r, room in rooms]
+                parts.append(found[0] if len(found) == 1 else joined(found))
+                continue
+            where = staged if form is KV_HOST else self.buffers.rebuilt
+            assert where is not None
+            parts.append(attend_segment(shaped, *self._heads(self._packed(where, group, form)[:, :tokens])))
+        merge(parts, into.view(shaped.shape))
 
     def _heads(self, kv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[R, n, 2 d_kv] as keys and values [R, kv_heads, n, head_dim], views both."""
@@ -206,7 +218,7 @@ class Decode:
         space = self.buffers.space
         space.reset()
         logits = self.layers.logits(self.weights.outer, self._hidden(op, view), space)
-        self.tokens.choose(op.part, op.step, logits)
+        self.tokens.choose(view, logits)
 
     def _hidden(self, op: Operation, view: StepView) -> torch.Tensor:
         return self.buffers.hidden[op.part][: view.rows]

@@ -99,7 +99,10 @@ class Demo:
             ),
             report.policies_report(report.title_of(self.runs[0].plan), [run.plan for run in self.runs]),
             report.errors_report([(run.plan.policy, run.result()) for run in self.runs]),
-            *(report.streams_report(run.plan.policy, run.predicted, run.measured) for run in self.runs),
+            *(
+                report.streams_report(run.plan.policy, run.predicted, run.measured, run.plan.hardware.link)
+                for run in self.runs
+            ),
             Text(
                 f"Decode step, mean error of {len(self.runs)} policies: {self.mean_step_error:.1%}; "
                 f"measured order {'as' if self.order_holds else 'NOT as'} predicted"

@@ -17,6 +17,9 @@ Work = Callable[[], None]
 class Ticket(Protocol):
     """A launched operation."""
 
+    def ended(self) -> bool:
+        """Whether it has, without waiting for it."""
+
     def wait(self) -> None:
         """Block the host until it has ended; re-raises what it failed with."""
 
@@ -60,6 +63,12 @@ class Device(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give threads and memory back."""
+
+
+def on_device(values: Sequence[int] | Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A small tensor of `values`, copied in the order of the current stream, without waiting for it."""
+    made = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    return made.to(device, non_blocking=True)
 
 
 def open_device(hardware: HardwareProfile) -> Device:

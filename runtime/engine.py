@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,15 +11,17 @@ import torch
 from planner.checker import check_budget, check_hazards
 from planner.errors import InputError
 from planner.memory import aligned, fullest_gpu_lines, fullest_host_lines, host_lines, planned_bytes
-from planner.operation import Operation
 from planner.plan import Plan
 from planner.schedule import Schedule
 from planner.timeline import Span, Timeline
 from planner.wave_timeline import WavesTimeline
 from runtime.arena import Arena
-from runtime.device import Device, Ticket
+from runtime.device import Device
+from runtime.ending import Ends
+from runtime.issuing import Issued, Issuer
 from runtime.keeper import EVERY_S, Keep, Keeper
 from runtime.layers.base import layers_for
+from runtime.live import Live, Progress
 from runtime.sampling import Sampling
 from runtime.store import WeightStore
 from runtime.wave import Wave
@@ -28,11 +29,6 @@ from runtime.weights import Source
 
 SWITCH_S = 1e-4
 """How long this thread may keep Python from the threads of the streams; Python's own 5 ms is a dozen kernels."""
-LOOKAHEAD = 1024
-"""Operations issued before the oldest must have ended: enough to keep every stream fed, little enough to stop."""
-
-Progress = Callable[[int, int], None]
-"""(decode steps issued, decode steps in all)."""
 
 
 @dataclass(frozen=True)
@@ -68,64 +64,47 @@ class Engine:
     def run(
         self, prompts: Sequence[Sequence[int]], progress: Progress | None = None,
         ways: Sequence[Sampling] | None = None, keep: Keep | None = None, keep_every_s: float = EVERY_S,
+        ends: Ends | None = None,
     ) -> Result:  # fmt: skip
         """Generation for every request. `prompts` are token ids, of the lengths the plan was made for.
 
         `ways`: how each request's tokens are chosen; greedily without. `keep` is given what requests have while others
-        still run, from this thread.
+        still run, from this thread. `ends` says who ends before his planned length: he is left out from the step after
+        the next one on, and a wave of which all have ended is over.
         """
         self._check_prompts(prompts)
         switch = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
-        issued: list[tuple[Operation, Ticket]] = []
+        issued: list[Issued] = []
         first: list[int] = []
         generated: dict[int, list[int]] = {}
+        live = Live(self.plan.workload.total_generated_tokens, progress)
         try:
             for wave in self.waves:
                 wave.begin(prompts, ways)
                 if not first:
                     self.device.start_clock()
                 first.append(len(issued))
-                before = sum(w.decisions.decode_steps for w in self.waves[: len(first) - 1])
-                keeper = Keeper(self.plan.workload, wave.decisions, wave.tokens, keep, keep_every_s) if keep else None
-                issued += self._issue(wave, before, progress, keeper)
+                reads = (wave.decisions, wave.tokens, keep, keep_every_s, ends)
+                keeper = Keeper(self.plan.workload, *reads) if keep or ends else None
+                issued += Issuer(self.device, wave, Schedule(self.model, wave.decisions), keeper, live).run()
                 self.device.synchronize()
-                made = wave.tokens.generated()
+                ended = keeper.ended if keeper else {}
+                made = {r: tokens[: ended.get(r)] for r, tokens in wave.tokens.generated().items()}
                 if keep:
                     keep(made, True)
                 generated |= made
         finally:
             sys.setswitchinterval(switch)
         spans = [
-            Span(i, op.kind, op.stream, op.step, op.layer, op.part, *self.device.span_s(ticket), op.nbytes)
-            for i, (op, ticket) in enumerate(issued)
+            Span(i, op.kind, op.stream, op.step, op.layer, op.part, *self.device.span_s(ticket), nbytes)
+            for i, (op, ticket, nbytes, _) in enumerate(issued)
         ]
         tokens = [generated[r] for r in range(len(prompts))]
         peaks = {"gpu": self.gpu.peak_bytes, "host": self.host.peak_bytes}
         count = sum(map(len, tokens))
         timeline = Timeline(spans, count) if len(first) == 1 else WavesTimeline(spans, count, tuple(first))
         return Result(tokens, timeline, peaks)
-
-    def _issue(
-        self, wave: Wave, steps_before: int, progress: Progress | None, keeper: Keeper | None
-    ) -> list[tuple[Operation, Ticket]]:
-        """Every operation of a wave to its stream, never far ahead of what has ended."""
-        issued: list[tuple[Operation, Ticket]] = []
-        pending: deque[tuple[Operation, Ticket]] = deque()
-        steps = sum(wave.decode_steps for wave in self.plan.waves)
-        for op in Schedule(self.model, wave.decisions):
-            waits = [issued[w][1] for w in op.waits]
-            ticket = self.device.launch(op.stream, wave.work(op), waits, op.nbytes)
-            issued.append((op, ticket))
-            pending.append((op, ticket))
-            if len(pending) > LOOKAHEAD:
-                oldest, ended = pending.popleft()
-                ended.wait()
-                if keeper and oldest.kind == "sample":
-                    keeper.sampled(oldest)
-            if progress and op.kind == "sample":
-                progress(steps_before + op.step, steps)
-        return issued
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         requests = self.plan.workload.requests

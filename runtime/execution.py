@@ -16,9 +16,11 @@ from planner.results import measured_result
 from planner.timeline import Timeline
 from planner.wave_timeline import simulate_waves
 from runtime.device import Device, open_device
-from runtime.engine import Engine, Progress, random_prompts
+from runtime.ending import Ends
+from runtime.engine import Engine, random_prompts
 from runtime.keeper import EVERY_S, Keep
 from runtime.layers.base import layers_for
+from runtime.live import Progress
 from runtime.sampling import Sampling
 from runtime.weights import Checkpoint, RandomWeights, Source
 
@@ -39,7 +41,13 @@ class Execution:
 
     def result(self) -> dict[str, Any]:
         """Predicted, measured and error, as `run --json` prints them."""
-        return measured_result(self.plan, self.measured, self.peak_bytes)
+        return measured_result(self.plan, self.measured, self.peak_bytes, self.ended_early)
+
+    @property
+    def ended_early(self) -> int:
+        """Requests that ended by themselves, before their planned length."""
+        planned = self.plan.workload.requests
+        return sum(len(made) < request.gen_len for made, request in zip(self.tokens, planned, strict=True))
 
 
 def execute(
@@ -52,10 +60,11 @@ def execute(
     ways: Sequence[Sampling] | None = None,
     keep: Keep | None = None,
     keep_every_s: float = EVERY_S,
+    ends: Ends | None = None,
 ) -> Execution:
     """Run `plan` on its device, with a checkpoint's weights or seeded random ones.
 
-    Without prompts, random token ids of the planned lengths. `ways` and `keep` as of `Engine.run`.
+    Without prompts, random token ids of the planned lengths. `ways`, `keep` and `ends` as of `Engine.run`.
 
     InputError when the checkpoint is of another model,
     RunError when the device is missing or fails.
@@ -70,7 +79,7 @@ def execute(
         )
         engine = Engine(plan, opened, source)
         given = prompts if prompts is not None else random_prompts(plan, seed)
-        result = engine.run(given, progress, ways, keep, keep_every_s)
+        result = engine.run(given, progress, ways, keep, keep_every_s, ends)
     finally:
         if device is None:
             opened.close()

@@ -150,11 +150,11 @@ class Kernels:
         if query.is_cuda:  # as the engine does where one call takes requests of all lengths
             merge_at_once([out for out, _ in parts], [lse for _, lse in parts])
         else:
-            merge(parts)
+            merge(parts, self.operands.result(1, self.hidden).view(query.shape))
 
     def merge(self, rows: int) -> None:
         """New tokens' attention to themselves, and one more part, merged into place."""
         shape = (rows, self.heads, 1, HEAD_DIM)
         query, other = self.operands.take(*shape), self.operands.take(*shape)
         parts = [attend_self(query, query, query), (other, self._lse[:rows, :, None])]
-        self.operands.result(rows, self.hidden)[:] = merge(parts).reshape(rows, self.hidden)
+        merge(parts, self.operands.result(rows, self.hidden).view(shape))

@@ -15,6 +15,7 @@ from planner.forms import ACT_GPU, ACT_HOST, FORMS, KV_GPU, KV_HOST, CacheForm
 from planner.model import ModelSpec
 from runtime.attention import attend_segment, attend_self
 from runtime.batch import GroupStep, StepView
+from runtime.device import on_device
 
 FLASH_CAPABILITY = (8, 0)
 """From which compute capability on the flash kernels run."""
@@ -57,8 +58,7 @@ class RaggedStep:
         """Copied to the device in the order of the current stream, without waiting for it."""
 
         def tensor(values: list[int], dtype: torch.dtype) -> torch.Tensor:
-            made = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
-            return made.to(device, non_blocking=True)
+            return on_device(values, dtype, device)
 
         segments = {form: s for form in FORMS if (s := _segments(view, form, tensor)) is not None}
         new = {form: n for form in FORMS if (n := _new_tokens(view, form, tensor)) is not None}
@@ -79,8 +79,7 @@ def _segments(view: StepView, form: CacheForm, tensor: Maker) -> Segments | None
         return None
     starts: list[int] = []
     for g in groups:
-        first, stride = _room(g, form)
-        starts += [first + i * stride for i in range(g.rows)]
+        starts += _starts(g, form)
     used = [g.tokens(form) for g in groups for _ in range(g.rows)]
     return Segments(
         _rows(groups, view, tensor),
@@ -90,12 +89,13 @@ def _segments(view: StepView, form: CacheForm, tensor: Maker) -> Segments | None
     )
 
 
-def _room(group: GroupStep, form: CacheForm) -> tuple[int, int]:
-    """Where the first request's tokens begin in their buffer, and how far the next one's are."""
+def _starts(group: GroupStep, form: CacheForm) -> list[int]:
+    """Where each request's tokens begin in their buffer: rooms that stay where they are, or packed."""
     if form is KV_GPU:
         region = group.cache.regions[form]
-        return region.start, region.capacity
-    return {KV_HOST: group.kv_slot, ACT_HOST: group.act_slot, ACT_GPU: group.rebuilt_gpu}[form], group.padded(form)
+        return [region.start + member * region.capacity for member in group.members]
+    first = {KV_HOST: group.kv_slot, ACT_HOST: group.act_slot, ACT_GPU: group.rebuilt_gpu}[form]
+    return [first + row * group.padded(form) for row in range(group.rows)]
 
 
 def _new_tokens(view: StepView, form: CacheForm, tensor: Maker) -> NewTokens | None:
@@ -105,7 +105,7 @@ def _new_tokens(view: StepView, form: CacheForm, tensor: Maker) -> NewTokens | N
     places: list[int] = []
     for g in groups if form.on_gpu else ():
         region = g.cache.regions[form]
-        places += [region.start + i * region.capacity + g.new_offset for i in range(g.rows)]
+        places += [region.start + member * region.capacity + g.new_offset for member in g.members]
     return NewTokens(_rows(groups, view, tensor), tensor(places, torch.int64), groups[0].store)
 
 

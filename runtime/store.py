@@ -8,7 +8,7 @@ from planner.decisions import Decisions
 from planner.model import ModelSpec
 from runtime.arena import Arena
 from runtime.layers.base import Layers, Weights, views
-from runtime.weights import Source, torch_dtype
+from runtime.weights import Home, Source, torch_dtype
 
 
 class WeightStore:
@@ -32,13 +32,12 @@ class WeightStore:
 
     def fill(self, source: Source) -> None:
         """Every tensor from `source`, once, into its home."""
-        for name, tensor in self.outer.items():
-            source.fill(name, None, tensor)
+        homes = [Home(name, None, tensor) for name, tensor in self.outer.items()]
         shapes = self.layers.layer_shapes()
         for layer, row in self._row.items():
             home = self._resident_views.get(layer) or views(self._host[row], shapes)
-            for name, tensor in home.items():
-                source.fill(name, layer, tensor)
+            homes += [Home(name, layer, tensor) for name, tensor in home.items()]
+        source.fill(homes)
 
     def views(self, layer: int, slot: int) -> Weights:
         """The weights of `layer`, in weight slot `slot`, or resident when it is -1."""

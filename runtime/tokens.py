@@ -10,15 +10,16 @@ import torch
 from planner.decisions import Decisions, PrefillChunk
 from planner.workload import Workload
 from runtime.arena import Arena
+from runtime.batch import StepView
 from runtime.choice import choose
+from runtime.device import on_device
 from runtime.sampling import Sampling
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Requests in row order, where their ids begin, and the lengths of their prompts."""
+    """Where the ids of requests begin, in row order, and the lengths of their prompts."""
 
-    requests: list[int]
     starts: torch.Tensor
     prompts: torch.Tensor
 
@@ -34,7 +35,7 @@ class Tokens:
             self._starts[request] = end
             end += workload.requests[request].prompt_len + workload.requests[request].gen_len
         self.ids = gpu.carve("token ids", (end,), torch.int64)
-        self._rows: dict[tuple[int, int], _Rows] = {}
+        self._rows: dict[tuple[int, ...], _Rows] = {}
         self._ways: Sequence[Sampling] | None = None
 
     def set_prompts(self, prompts: Sequence[Sequence[int]], ways: Sequence[Sampling] | None = None) -> None:
@@ -44,10 +45,10 @@ class Tokens:
             prompt = torch.tensor(prompts[request], dtype=torch.int64, device=self.device)
             self.ids[start : start + len(prompt)] = prompt
 
-    def made(self, request: int, count: int) -> list[int]:
-        """The first `count` tokens that `request` generated."""
-        start = self._starts[request] + self.workload.requests[request].prompt_len
-        found: list[int] = self.ids[start : start + count].tolist()
+    def chosen(self, requests: Sequence[int], index: int) -> list[int]:
+        """The `index`-th token that each of `requests` generated, counted from 0; once it is there."""
+        at = [self._starts[r] + self.workload.requests[r].prompt_len + index for r in requests]
+        found: list[int] = self.ids[self._on_device(at)].tolist()
         return found
 
     def generated(self) -> dict[int, list[int]]:
@@ -68,27 +69,26 @@ class Tokens:
         """The first tokens of a chunk's requests."""
         requests = self._ordered(chunk)
         at = [self._starts[r] + self.workload.requests[r].prompt_len for r in requests]
-        self.ids[torch.tensor(at, device=self.device)] = self._chosen(logits, requests, 0)
+        self.ids[self._on_device(at)] = self._chosen(logits, requests, 0)
 
-    def newest(self, mini_batch: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and positions that decode step `step` feeds, in row order."""
-        starts = self._active(mini_batch, step).starts
-        positions = self.positions(mini_batch, step)
-        return self.ids[starts + positions], positions
+    def newest(self, view: StepView) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and positions that a decode step feeds, in row order."""
+        positions = self.positions(view)
+        return self.ids.index_select(0, self._active(view).starts + positions), positions
 
-    def positions(self, mini_batch: int, step: int) -> torch.Tensor:
-        """Where the tokens stand that decode step `step` feeds, in row order."""
-        return self._active(mini_batch, step).prompts + (step - 1)
+    def positions(self, view: StepView) -> torch.Tensor:
+        """Where the tokens stand that a decode step feeds, in row order."""
+        return self._active(view).prompts + (view.step - 1)
 
     def prompt_positions(self, chunk: PrefillChunk) -> torch.Tensor:
         """Where the tokens of a chunk's prompts stand, in the order of their groups."""
         lengths = (self.workload.requests[r].prompt_len for r in self._ordered(chunk))
         return torch.cat([torch.arange(n, device=self.device) for n in lengths])
 
-    def choose(self, mini_batch: int, step: int, logits: torch.Tensor) -> None:
+    def choose(self, view: StepView, logits: torch.Tensor) -> None:
         """The next tokens, in row order."""
-        rows = self._active(mini_batch, step)
-        self.ids[rows.starts + rows.prompts + step] = self._chosen(logits, rows.requests, step)
+        rows = self._active(view)
+        self.ids[rows.starts + rows.prompts + view.step] = self._chosen(logits, view.requests, view.step)
 
     def _chosen(self, logits: torch.Tensor, requests: Sequence[int], index: int) -> torch.Tensor:
         if self._ways is None:
@@ -99,13 +99,13 @@ class Tokens:
         wanted = set(chunk.requests)
         return [r for r in self.decisions.mini_batches[chunk.mini_batch].requests if r in wanted]
 
-    def _active(self, mini_batch: int, step: int) -> _Rows:
-        """Of the requests still generating; made anew only when one ends."""
-        groups = [g for g in self.decisions.mini_batches[mini_batch].groups if g.decode_steps >= step]
-        key = (mini_batch, len(groups))
-        if key not in self._rows:
-            requests = [r for group in groups for r in group.requests]
-            starts = torch.tensor([self._starts[r] for r in requests], device=self.device)
-            prompts = torch.tensor([self.workload.requests[r].prompt_len for r in requests], device=self.device)
-            self._rows[key] = _Rows(requests, starts, prompts)
-        return self._rows[key]
+    def _active(self, view: StepView) -> _Rows:
+        """Of the requests that take part; made anew only when one ends."""
+        if view.requests not in self._rows:
+            starts = [self._starts[r] for r in view.requests]
+            prompts = [self.workload.requests[r].prompt_len for r in view.requests]
+            self._rows[view.requests] = _Rows(self._on_device(starts), self._on_device(prompts))
+        return self._rows[view.requests]
+
+    def _on_device(self, values: Sequence[int]) -> torch.Tensor:
+        return on_device(values, torch.int64, self.device)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -24,6 +25,16 @@ from runtime.sampling import Sampling
 from runtime.store import WeightStore
 from runtime.tokens import Tokens
 from runtime.weights import torch_dtype
+
+
+class Task(NamedTuple):
+    """The work of one operation."""
+
+    work: Callable[[], None]
+    nbytes: int = 0
+    """What it moves over the link."""
+    chosen_for: tuple[int, ...] = ()
+    """Of a sample operation: whose tokens it chooses."""
 
 
 class Wave:
@@ -60,25 +71,30 @@ class Wave:
             self._rotary.fill()
             self._layers.rotary = self._rotary
 
-    def work(self, op: Operation) -> Callable[[], None]:
-        """What `op` does, ready to run on its stream."""
+    def task(self, op: Operation, ended: Collection[int] = ()) -> Task:
+        """What `op` does, ready to run on its stream; nothing for the requests in `ended`."""
         if op.kind == "load_weights":
             target, source = self.weights.piece(op.layer, op.slot, op.offset, op.nbytes)
-            return partial(self.device.copy, target, source)
+            return Task(partial(self.device.copy, target, source), op.nbytes)
         if op.kind == "begin_decode":
-            return _nothing
+            return Task(_nothing)
         if op.step == 0:
             prefill = self._prefill
             handlers: dict[str, Callable[[Operation], None]] = {
                 "embed": prefill.embed, "prefill": prefill.forward, "store": prefill.store, "sample": prefill.sample,
             }  # fmt: skip
-            return partial(handlers[op.kind], op)
+            chosen_for = tuple(prefill.chunk(op).requests) if op.kind == "sample" else ()
+            return Task(partial(handlers[op.kind], op), op.nbytes, chosen_for)
         decode = self._decode
+        view = decode.view(op, ended)
+        if not view.rows:
+            return Task(_nothing)
         work = {
             "load_act": decode.load, "load_kv": decode.load, "rebuild": decode.rebuild, "forward": decode.forward,
             "store": decode.store, "embed": decode.embed, "sample": decode.sample,
         }[op.kind]  # fmt: skip
-        return partial(work, op, decode.view(op))
+        chosen_for = view.requests if op.kind == "sample" else ()
+        return Task(partial(work, op, view), view.moved_bytes.get(op.kind, 0), chosen_for)
 
 
 def _rotary(model: ModelSpec, decisions: Decisions, dtype: torch.dtype, gpu: Arena) -> Rotary | None:

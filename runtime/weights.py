@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,10 +20,18 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
-class Source(Protocol):
-    """Fills one tensor of the model, wherever it lies."""
+class Home(NamedTuple):
+    """Where a tensor of the model will live; `layer` is None outside the layers."""
 
-    def fill(self, name: str, layer: int | None, into: torch.Tensor) -> None: ...
+    name: str
+    layer: int | None
+    into: torch.Tensor
+
+
+class Source(Protocol):
+    """Fills the tensors of the model, wherever they lie, in the order that suits it."""
+
+    def fill(self, homes: Sequence[Home]) -> None: ...
 
 
 class RandomWeights:
@@ -40,7 +48,12 @@ class RandomWeights:
     def __init__(self, seed: int, device: torch.device) -> None:
         self.seed, self.device = seed, device
 
-    def fill(self, name: str, layer: int | None, into: torch.Tensor) -> None:
+    def fill(self, homes: Sequence[Home]) -> None:
+        for home in homes:
+            self.draw(*home)
+
+    def draw(self, name: str, layer: int | None, into: torch.Tensor) -> None:
+        """One tensor."""
         # A tensor's own seed: its values do not depend on the order of filling or on residency.
         own = hash_seed(f"{self.seed}/{layer}/{name}")
         generator = torch.Generator(self.device).manual_seed(own)
@@ -73,12 +86,21 @@ class Checkpoint:
         self._open: dict[str, Any] = {}
         self._check()
 
-    def fill(self, name: str, layer: int | None, into: torch.Tensor) -> None:
-        at = 0
-        for part in self._names(name, layer):
-            tensor = self._tensor(part)
-            into[at : at + len(tensor)].copy_(tensor)
-            at += len(tensor)
+    def fill(self, homes: Sequence[Home]) -> None:
+        """Shard by shard: what has been read of a file counts as memory of this process until the file is closed, so
+        no more than one is open at a time."""
+        parts: dict[str, list[tuple[str, torch.Tensor]]] = {}
+        for home in homes:
+            at = 0
+            for part in self._names(home.name, home.layer):
+                rows = int(self._slice(part).get_shape()[0])
+                parts.setdefault(self._shards[part], []).append((part, home.into[at : at + rows]))
+                at += rows
+        self._open.clear()
+        for shard, of_shard in parts.items():
+            for part, into in of_shard:
+                into.copy_(self._tensor(part))
+            self._open.pop(shard)
 
     def _names(self, name: str, layer: int | None) -> list[str]:
         found = []

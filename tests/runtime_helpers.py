@@ -89,7 +89,7 @@ def reference_model(model: ModelSpec, seed: int) -> OPTForCausalLM:
     layers, source, state = layers_for(model), RandomWeights(seed, torch.device("cpu")), reference.state_dict()
     for name, layer, shape in layers.tensors():
         drawn = torch.empty(shape)
-        source.fill(name, layer, drawn)
+        source.draw(name, layer, drawn)
         at = 0
         for part in layers.checkpoint_names(name, layer):
             state[part].copy_(drawn[at : at + len(state[part])])

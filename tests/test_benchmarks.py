@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import io
+import json
 
+import pytest
 from rich.console import Console
 
+from benchmarks import crashes, efficiency, engine_docs
+from benchmarks.bounds import Bound, start_delays
 from benchmarks.demo import ROOT, load, table, with_table
+from benchmarks.records import RESULTS
 from benchmarks.simulator import job, summary
+from planner.costs import CostModel
 from planner.hardware import load_hardware
 from planner.model import load_model
 from planner.planning import make_plan
-from planner.policies import POLICIES
+from planner.policies import CACHES, POLICIES
 from planner.report import plan_report
+from planner.schedule import Schedule
+from planner.simulator import simulate
 from planner.workload import Workload
 
 
@@ -48,3 +56,47 @@ def test_the_simulator_benchmark_counts_operations() -> None:
     assert found["operations"] > 12 * 127
     assert min(found[key] for key in ("plan_s", "simulate_s", "explain_s")) > 0
     assert "1 of 1 jobs of the grid are feasible" in summary(found, [found])
+
+
+def test_the_document_of_the_engine_shows_the_records() -> None:
+    text = engine_docs.DOCUMENT.read_text()
+    assert engine_docs.with_figures(text) == text, "run: python -m benchmarks.engine_docs"
+
+
+def test_the_committed_crashes_lost_nothing() -> None:
+    record = json.loads((RESULTS / crashes.RECORD).read_text())
+    assert len(record["runs"]) >= 50
+    assert all(one["kills"] and not one["lost"] + one["twice"] + one["differing"] for one in record["runs"])
+
+
+def test_the_bound_is_below_every_prediction() -> None:
+    """Bytes over rates and kernels alone: simulating adds overhead, contention and what nothing hides."""
+    hardware, model = load_hardware("rtx4090-pcie4"), load_model("opt-6.7b")
+    for policy in CACHES:
+        plan = make_plan(hardware, model, Workload.uniform(24, 512, 6), POLICIES[policy])
+        costs = CostModel(hardware, model)
+        predicted, bound = simulate(costs, plan.decisions), Bound.of(costs, plan.decisions)
+        assert 0 < bound.seconds <= predicted.decode_s * (1 + 1e-9)
+        use = predicted.use("decode")
+        moved = sum(span.nbytes for span in predicted.spans if span.step and span.stream == "h2d")
+        assert bound.h2d_s == pytest.approx(moved / hardware.link.h2d_bytes_per_s.value)
+        assert bound.compute_s < use["compute"].busy_s
+        assert start_delays(Schedule(model, plan.decisions), predicted.spans)[0][1] < 1e-9
+
+
+def test_gains_are_over_the_better_of_the_other_policies() -> None:
+    taken = {"hybrid": (2.0, 2.2), "kv-only": (3.0, 3.1), "act-only": (2.5, 2.6)}
+    points = [
+        {"job": 0, "rebuild_over_kv": 0.6, "policy": name, "predicted_s": predicted, "measured_s": measured}
+        for name, (predicted, measured) in taken.items()
+    ]
+    (found,) = efficiency.gains(points)
+    assert (found["predicted"], found["measured"]) == pytest.approx((0.25, 2.6 / 2.2 - 1))
+
+
+def test_the_grid_of_efficiency_has_points_of_every_kind() -> None:
+    """By the bound under a profile of this machine: some wait for the link, some for compute, some for both."""
+    assert len(efficiency.JOBS) * len(efficiency.REBUILD_OVER_KV) * len(CACHES) >= 20
+    plans = [one.runs.plan for one in efficiency.cases(load_hardware(str(RESULTS / "accuracy-profile.yaml")), 1)]
+    bounds = [Bound.of(CostModel(plan.hardware, plan.model), plan.decisions) for plan in plans]
+    assert {bound.kind(efficiency.BALANCED) for bound in bounds} == set(efficiency.TARGETS)

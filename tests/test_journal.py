@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +12,18 @@ import pytest
 from cli_helpers import cli, write_small_profile
 from family_helpers import build, save
 
+from benchmarks.crashes import (
+    COUNT,
+    GEN,
+    choose_end,
+    killed_and_resumed,
+    lines_of,
+    planning,
+    running,
+    write_prompts,
+)
 from planner.errors import InputError, RunError
 from runtime.journal import SUFFIX, Journal
-
-ROOT = Path(__file__).resolve().parents[1]
-COUNT, GEN = 6, 40
 
 
 @pytest.fixture(scope="module")
@@ -29,38 +32,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     d = tmp_path_factory.mktemp("journal")
     save(build("llama"), d / "model")
     write_small_profile(d / "small.yaml")
-    lines: list[dict[str, Any]] = [
-        {
-            "id": f"r{i}", "tokens": [(7 * i + 3 * j) % 131 for j in range(5 + 9 * i)], "max_new_tokens": GEN - 6 * i,
-            "temperature": 0.8 if i % 2 else 0.0, "seed": i,
-        }
-        for i in range(COUNT)
-    ]  # fmt: skip
-    (d / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_prompts(d / "prompts.jsonl")
     complete(d, d / "endless.jsonl")
-    # An end token that ends some of them early.
-    made = [line["tokens"] for line in lines_of(d / "endless.jsonl")]
-    config = json.loads((d / "model" / "config.json").read_text(encoding="utf-8"))
-    config["eos_token_id"] = next(t for t in made[0][8:] if t not in made[1] or t not in made[2])
-    (d / "model" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    choose_end(d, d / "endless.jsonl")
     complete(d, d / "whole.jsonl")
     return d
 
 
 def complete(d: Path, out: Path) -> None:
     """Plan, and run without a disturbance."""
-    line = ["plan", "--model", d / "model", "--hardware", d / "small.yaml", "--workload", d / "prompts.jsonl"]
-    for words in ([*line, "-o", d / "plan.yaml"], command(d, out)):
+    for words in (planning(d), running(d, out)):
         done = cli(*words)
         assert done.code == 0, done.err
-
-
-def command(d: Path, out: Path) -> list[Any]:
-    return ["run", d / "plan.yaml", "--checkpoint", d / "model", "--input", d / "prompts.jsonl", "--output", out]
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 # ---- the journal itself ----------------------------------------------------------------------------
@@ -160,9 +143,9 @@ def test_a_journal_at_any_point_leads_to_the_same_tokens(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if the run had been killed there: some requests finished, some begun, some not."""
-    from runtime import engine  # noqa: PLC0415
+    from runtime import issuing  # noqa: PLC0415
 
-    monkeypatch.setattr(engine, "LOOKAHEAD", 8)
+    monkeypatch.setattr(issuing, "LOOKAHEAD", 8)
     whole, draw = lines_of(folder / "whole.jsonl"), random.Random(5)
     out = tmp_path / "out.jsonl"
     kept: dict[str, Any] = {}
@@ -183,11 +166,11 @@ def test_a_journal_at_any_point_leads_to_the_same_tokens(
 
     with monkeypatch.context() as patched:
         patched.setattr(execution, "execute", spied)
-        assert cli(*command(folder, out)).code == 0
+        assert cli(*running(folder, out)).code == 0
     assert lines_of(out) == whole
     for text in draw.sample(kept["text"], 4):
         (tmp_path / f"again.jsonl{SUFFIX}").write_text(text, encoding="utf-8")
-        done = cli(*command(folder, tmp_path / "again.jsonl"))
+        done = cli(*running(folder, tmp_path / "again.jsonl"))
         assert done.code == 0 and "going on: " in done.err, done.err
         assert lines_of(tmp_path / "again.jsonl") == whole
         (tmp_path / "again.jsonl").unlink()
@@ -195,16 +178,16 @@ def test_a_journal_at_any_point_leads_to_the_same_tokens(
 
 def test_a_run_of_nothing_left_only_writes(folder: Path, tmp_path: Path) -> None:
     whole, out = lines_of(folder / "whole.jsonl"), tmp_path / "out.jsonl"
-    cli(*command(folder, out))
+    cli(*running(folder, out))
     assert lines_of(out) == whole
-    done = cli(*command(folder, tmp_path / "b.jsonl"), "--json")
+    done = cli(*running(folder, tmp_path / "b.jsonl"), "--json")
     assert done.code == 0 and done.json["policy"]
 
 
 def test_the_journal_of_other_prompts_is_refused(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     Journal(out, "other").write({"r0": [1]}, ended=True)
-    done = cli(*command(folder, out))
+    done = cli(*running(folder, out))
     assert (done.code, done.out) == (2, "")
     assert "not the journal of this plan and these prompts" in done.err
     assert not out.exists()
@@ -213,21 +196,7 @@ def test_the_journal_of_other_prompts_is_refused(folder: Path, tmp_path: Path) -
 @pytest.mark.parametrize("seed", range(int(os.environ.get("CRASHES", "1"))))
 def test_killed_at_any_moment_and_started_again(folder: Path, tmp_path: Path, seed: int) -> None:
     """SIGKILL, several times: every id once, with the tokens of a run that was left alone."""
-    out, draw = tmp_path / "out.jsonl", random.Random(seed)
-    line = [sys.executable, str(ROOT / "tests" / "slow_run.py"), *map(str, command(folder, out))]
-    for _ in range(3):
-        running = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        journal = tmp_path / f"out.jsonl{SUFFIX}"
-        end = time.monotonic() + 60
-        wanted = (journal.stat().st_size if journal.exists() else 0) + draw.randrange(1, 1500)
-        while running.poll() is None and time.monotonic() < end:
-            if journal.exists() and journal.stat().st_size >= wanted:
-                break
-            time.sleep(0.002)
-        running.send_signal(signal.SIGKILL)
-        running.wait()
-    if not out.exists():
-        done = cli(*command(folder, out))
-        assert done.code == 0, done.err
-    assert lines_of(out) == lines_of(folder / "whole.jsonl")
+    found = killed_and_resumed(folder, tmp_path / "out.jsonl", seed, kills=3)
+    assert found.whole and found.kills, found
+    assert lines_of(tmp_path / "out.jsonl") == lines_of(folder / "whole.jsonl")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl"]

@@ -11,6 +11,7 @@ from planner import report, tables
 from planner.files import validate
 from planner.hardware import HardwareProfile, load_hardware
 from planner.model import load_model
+from planner.results import streams_result
 from planner.timeline import Span, Timeline
 
 
@@ -68,6 +69,20 @@ def test_streams_without_decode_show_prefill() -> None:
     timeline = Timeline(
         [Span(0, "prefill", "compute", 0, 0, 0, 0.0, 1.0, 0), Span(1, "sample", "compute", 0, -1, 0, 1, 2, 0)], 1
     )
-    text = shown(report.streams_report("hybrid", timeline, timeline))
+    text = shown(report.streams_report("hybrid", timeline, timeline, load_hardware("rtx4090-pcie4").link))
     assert "streams in prefill" in text
     assert "+0.0%" in text
+
+
+def test_links_are_laid_beside_their_profile() -> None:
+    link = load_hardware("rtx4090-pcie4").link
+    half = Span(1, "load_kv", "h2d", 1, 0, 0, 1.0, 3.0, int(link.h2d_bytes_per_s.value))
+    ends = [Span(0, "sample", "compute", 0, -1, 0, 0.0, 1.0, 0), half, Span(2, "sample", "compute", 1, -1, 0, 3, 4, 0)]
+    timeline = Timeline(ends, 2)
+    assert "50.0%" in shown(report.streams_report("hybrid", timeline, timeline, link))
+    found = streams_result(link, timeline)
+    assert found["h2d"] == {
+        "busy_s": 2.0, "busy_fraction": 2 / 3, "bytes": half.nbytes, "bytes_per_s": half.nbytes / 2,
+        "of_profile": pytest.approx(0.5),
+    }  # fmt: skip
+    assert found["compute"]["of_profile"] is None and found["d2h"]["of_profile"] is None

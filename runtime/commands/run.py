@@ -17,6 +17,7 @@ from runtime import prompts as lines
 from runtime.commands.shared import need_runtime
 from runtime.completions import write_completions
 from runtime.continuation import Rest, job_of, rest_of
+from runtime.ending import Ends, endings
 from runtime.journal import Journal
 
 
@@ -61,7 +62,8 @@ def run_command(
         said = f"going on: {len(journal.ended)} of {len(asked)} requests were finished, {begun} begun"
         terminal.err.print(said, soft_wrap=True, highlight=False)
     if rest:
-        _run(rest.plan, rest, journal, checkpoint, random_weights or 0, trace, as_json)
+        ends = endings(rest.prompts, rest.before, found.model.eos_token_id, text)
+        _run(rest.plan, rest, journal, checkpoint, random_weights or 0, trace, as_json, ends)
     if output and journal:
         write_completions(output, asked, journal.tokens, found.model.eos_token_id, text)
         journal.remove()
@@ -70,7 +72,7 @@ def run_command(
 
 def _run(
     plan: Plan, rest: Rest | None, journal: Journal | None, checkpoint: Path | None, seed: int, trace: Path | None,
-    as_json: bool,
+    as_json: bool, ends: Ends | None = None,
 ) -> None:  # fmt: skip
     """Run, and show how it went."""
     from runtime.execution import execute  # noqa: PLC0415  (torch is imported only where something runs)
@@ -82,13 +84,14 @@ def _run(
     with terminal.steps("running") as advance:
         done = execute(
             plan, rest.given if rest else None, checkpoint, seed, advance, ways=rest.ways if rest else None,
-            keep=keep if journal else None,
+            keep=keep if journal else None, ends=ends,
         )  # fmt: skip
     if trace:
         write_trace(trace, {"predicted": done.predicted, "measured": done.measured})
     result = done.result()
     terminal.show(
-        as_json, result, report.streams_report(plan.policy, done.predicted, done.measured),
+        as_json, result, report.streams_report(plan.policy, done.predicted, done.measured, plan.hardware.link),
         report.kinds_report(plan.policy, done.predicted, done.measured), report.errors_report([(plan.policy, result)]),
+        *report.early_report(plan, done.measured, done.ended_early),
     )  # fmt: skip
     terminal.written(trace)
