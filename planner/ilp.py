@@ -33,6 +33,10 @@ Floats = npt.NDArray[np.float64]
 GIB = float(2**30)
 STRETCHES = 3
 """Runs of epochs for each of which a form is in use or not: more cost the solver time, and tell little more."""
+SOLVER_SLACK = 1e-6
+"""Taken off bounds: solvers keep constraints to 1e-7 of their scale."""
+FEW = 0.03
+"""Share of the blocks below which a form may not be worth its calls."""
 TIE_BREAK = 1e-4
 """Weight of link use and of host blocks in the objective: too small to slow a plan, enough to avoid them for nothing.
 """
@@ -103,8 +107,13 @@ class SplitProblem:
     """Forces this share of the blocks of every mini-batch to be ACT."""
     min_resident_layers: int = 0
     max_resident_layers: int | None = None
-    head_start_bytes: float = 0.0
-    """Weights that may cross the link before the step that needs them, which the bound must not count in that step."""
+    head_start: int = 0
+    """Layers of weights that may cross the link before the step that needs them, which the bound must not count in
+    that step: where weights of every layer stream, one and what crosses while prefill chooses its tokens."""
+    sample_s: float = 0.0
+    """Of choosing the first tokens, after prefill's last layer."""
+    streams: bool | None = None
+    """Whether any layer is streamed, where that is decided."""
     gpu_margin_bytes: float = 0.0
     """GPU memory to leave for the rounding of blocks and of slots."""
     host_margin_bytes: float = 0.0
@@ -159,21 +168,26 @@ class _Model:
         }  # fmt: skip
         self.final = {(b, g, f): var(f"final_{b}_{g}_{i}", 0) for b, g in self.lives for i, f in enumerate(forms)}
         self.t = {(b, e): var(f"t_{b}_{e}", 0) for b in bins for e in epochs}
-        self.early = {(b, e): var(f"early_{b}_{e}", 0) for b in bins for e in epochs if data.head_start_bytes}
+        self.early = {(b, e): var(f"early_{b}_{e}", 0) for b in bins for e in epochs if data.head_start}
         self.weights_t = {b: var(f"weights_t_{b}", 0) for b in bins}
-        self.resident = var("resident_layers", data.min_resident_layers, layers if most is None else most, category)
-        self.streams = var("any_streamed", 0, 1, category)
+        fewest, most = data.min_resident_layers, layers if most is None else most
+        if data.streams is not None:
+            fewest, most = (fewest, min(most, layers - 1)) if data.streams else (layers, most)
+        self.resident = var("resident_layers", fewest, most, category)
+        self.streams = var("any_streamed", int(bool(data.streams)), int(data.streams is not False), category)
         self.kv_slot, self.act_slot = var("kv_slot_gib", 0), var("act_slot_gib", 0)
         self.rebuilt, self.overlay = var("rebuilt_gib", 0), var("overlay_gib", 0)
         self.prefill_t = var("prefill_t", 0)
         self.chosen = [var(f"prefill_{k}", 0, 1, category) for k in range(len(data.prefill))]
-        self.swept = var("swept_layers", 0)
+        self.kept = [var(f"kept_{k}", 0) for k in range(len(data.prefill))]
         self.used = {
-            (f, s): var(f"used_{i}_{s}", 0, 1, category)
+            (f, s): var(f"used_{i}_{s}", 0, 1)
             for i, f in enumerate(forms) for s in range(len(self.stretches()))
         }  # fmt: skip
         self.further = {(b, s): var(f"further_{b}_{s}", 0) for b in bins for s in range(len(self.stretches()))}
         self.job_t: Any = 0
+        self.carried_t: list[Any] = []
+        """Of the link in all steps of each epoch, and in prefill."""
         self._held: dict[tuple[int, str, int], Any] = {}
         self.rows: dict[str, list[str]] = {}
         """Names of the rows that each family added."""
@@ -299,21 +313,27 @@ def step_time(m: _Model) -> None:
     stream that idles loses more time than contention would have cost it.
 
     sum_b weights_t[b] = (layers - resident) W / h2d: the pieces of a layer may fill any bin's gaps.
-    Of the link's time, sum_b,e early[b,e] steps[e] <= head start may fall into an earlier step or into prefill.
+    Of the link's time, sum_b,e early[b,e] steps[e] may fall into an earlier step or into prefill: at most the layers of
+    the head start, and no more than one layer and what crosses during `sample_s` where all are streamed.
     """
     d = m.data
     rate = d.hardware.link.h2d_bytes_per_s.value
     per_layer = d.model.layer_bytes / rate + d.pieces_per_layer * d.hardware.link.latency_s.value
     m.problem += _sum(m.weights_t.values()) == (d.model.layers - m.resident) * (per_layer / d.unit_s), "weights_time"
-    head_start = d.head_start_bytes / (rate * d.unit_s)
     lost, slowed = d.hardware.link.compute_lost_to_h2d, 1 - min(1.0, d.hardware.link.during_compute.value)
-    m.problem += _sum(early * d.epochs[e].steps for (_, e), early in m.early.items()) <= head_start, "head_start"
+    if d.head_start:
+        layer_t = d.model.layer_bytes / (rate * d.unit_s)
+        early_t = _sum(early * d.epochs[e].steps for (_, e), early in m.early.items())
+        m.problem += early_t <= m.streams * (d.head_start * layer_t), "head_start"
+        m.problem += early_t <= (m.streams + m.resident) * layer_t + d.sample_s / d.unit_s, "head_start_streamed"
     stretch_of = {e: s for s, run in enumerate(m.stretches()) for e in run}
     for b, part in enumerate(d.bins):
         for e in range(len(d.epochs)):
             moved = _sum(m.held(b, f, e) * _link_t(d, part, f) for f in d.forms if not f.on_gpu)
             rebuilt = _sum(m.held(b, f, e) * (part.rebuild_s_per_block / d.unit_s) for f in d.forms if f.rebuilt)
-            link_t = moved + m.weights_t[b] - m.early.get((b, e), 0)
+            carried_t = moved + m.weights_t[b]
+            m.carried_t.append(carried_t * d.epochs[e].steps)
+            link_t = carried_t - m.early.get((b, e), 0)
             calls_t = m.further[b, stretch_of[e]] * (float(part.call_s[e]) / d.unit_s)
             compute_t = rebuilt + float(part.compute_s[e]) / d.unit_s + calls_t
             m.problem += m.t[b, e] >= link_t + slowed * compute_t, f"link_{b}_{e}"
@@ -369,28 +389,31 @@ def host_use(m: _Model) -> Any:
 
 def prefill_time(m: _Model) -> None:
     """prefill >= compute + lost_h * weights + lost_d * stored,  >= weights + (1 - beside_d2h) * stored,
-    >= stored + (1 - beside_h2d) * weights.
+    >= stored + (1 - beside_h2d) * weights. Compute waits for the first layer: + (1 - lost_h) of a layer's transfer.
 
     weights = swept W / h2d, stored = prompt blocks on the host / d2h; contention as in `step_time`.
 
-    sum_k chosen[k] = 1, compute = sum_k chosen[k] compute[k], and for every size k swept >= sweeps[k] (layers -
-    resident - layers (1 - chosen[k])).
+    sum_k chosen[k] = 1, compute = sum_k chosen[k] compute[k], swept = sum_k sweeps[k] (layers chosen[k] - kept[k]),
+    where sum_k kept[k] = resident and kept[k] <= layers chosen[k]: of the chosen size kept is resident, of others 0.
     """
     d = m.data
     link, layers = d.hardware.link, d.model.layers
     m.problem += _sum(m.chosen) == 1, "one_prefill_size"
-    m.problem += m.swept >= min(size.sweeps for size in d.prefill) * (layers - m.resident), "swept"
-    for k, size in enumerate(d.prefill):
-        m.problem += m.swept >= size.sweeps * (layers * m.chosen[k] - m.resident), f"swept_{k}"
+    m.problem += _sum(m.kept) == m.resident, "kept"
+    for k, kept in enumerate(m.kept):
+        m.problem += kept <= layers * m.chosen[k], f"kept_{k}"
+    swept = _sum(size.sweeps * (layers * m.chosen[k] - m.kept[k]) for k, size in enumerate(d.prefill))
     compute_t = _sum(m.chosen[k] * (size.compute_s / d.unit_s) for k, size in enumerate(d.prefill))
-    weights_t = m.swept * (d.model.layer_bytes / (link.h2d_bytes_per_s.value * d.unit_s))
+    weights_t = swept * (d.model.layer_bytes / (link.h2d_bytes_per_s.value * d.unit_s))
     per_byte = 1 / (link.d2h_bytes_per_s.value * d.unit_s)
     stored_t = _sum(
         m.n[b, g, f.name, 0] * (f.block_bytes(d.model) * _prompt_part(d.bins[b].demands[g]) * per_byte)
         for b, g in m.lives if 0 in m.alive_in(b, g) for f in d.forms if not f.on_gpu
     )  # fmt: skip
+    m.carried_t.append(weights_t)
     busy_t = link.compute_lost_to_h2d * weights_t + link.compute_lost_to_d2h * stored_t
-    m.problem += m.prefill_t >= busy_t + compute_t, "prefill_compute"
+    first_t = m.streams * ((1 - link.compute_lost_to_h2d) * d.model.layer_bytes / (link.h2d_bytes_per_s.value * d.unit_s))
+    m.problem += m.prefill_t >= busy_t + compute_t + first_t, "prefill_compute"
     m.problem += m.prefill_t >= weights_t + (1 - link.beside_d2h) * stored_t, "prefill_weights"
     m.problem += m.prefill_t >= stored_t + (1 - link.beside_h2d) * weights_t, "prefill_store"
 
@@ -399,9 +422,15 @@ def _prompt_part(demand: Demand) -> float:
     return min(1.0, demand.prompt_blocks / float(demand.blocks[0]))
 
 
+def link_time(m: _Model) -> None:
+    """job >= weights[prefill] + sum_b,e steps[e] link[b,e]: whatever runs ahead of its step, one link carries it all."""
+    if m.data.head_start:
+        m.problem += m.job_t >= _sum(m.carried_t), "link_time"
+
+
 FAMILIES = (
     cover_every_block, append_only, forced_act_share, slots_hold_a_mini_batch,
-    gpu_memory, host_memory, attention_calls, step_time, prefill_time,
+    gpu_memory, host_memory, attention_calls, step_time, prefill_time, link_time,
 )  # fmt: skip
 
 
@@ -419,17 +448,14 @@ def build(data: SplitProblem, relax: bool = False) -> _Model:
 
 
 def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: float = 10.0) -> Split | None:
-    """The best split, or None when the constraints cannot be met together."""
+    """The best split, or None when the constraints cannot be met together. `relax`: resident layers, whether any is
+    streamed and the size of prefill may be real numbers, too, as far as `data` does not decide them."""
     m = build(data, relax)
-    m.problem.solve(pulp.HiGHS(msg=False, gapRel=gap, timeLimit=limit_s, threads=1))
-    status = pulp.LpStatus[m.problem.status]
-    if status in ("Infeasible", "Undefined"):
+    if not _solved(m, gapRel=gap, timeLimit=limit_s):
         return None
-    if status != "Optimal" or m.resident.varValue is None:
-        raise HybridserveError(f"the solver stopped without a plan: {status}")
-    bound = float(pulp.value(m.problem.objective)) * data.unit_s * (1 - gap)
+    bound = float(pulp.value(m.problem.objective)) * data.unit_s * (1 if relax else 1 - gap)
     if data.decided:
-        _settle_ties(m)
+        _decide_forms(m)
     # link_use and host_use <= job time, so the least job time is at least the least objective / (1 + 2 TIE_BREAK).
     final = {key: max(float(v.varValue), 0.0) for key, v in m.final.items()}
     alive = {(b, g): _alive(data.bins[b].demands[g]) for b, g in m.lives}
@@ -439,24 +465,43 @@ def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: f
         prefill=max(range(len(data.prefill)), key=lambda k: m.chosen[k].varValue or 0.0),
         resident_layers=round(m.resident.varValue),
         objective_s=float(pulp.value(m.job_t)) * data.unit_s,
-        bound_s=bound / (1 + 2 * TIE_BREAK),
+        bound_s=bound * (1 - SOLVER_SLACK) / (1 + 2 * TIE_BREAK),
     )
 
 
-def _settle_ties(m: _Model) -> None:
-    """Solve again with the integers as found: what only breaks ties is less than the gap that they were accepted at.
+def _solved(m: _Model, **options: float) -> bool:
+    """Whether there is a solution, which the variables then hold."""
+    m.problem.solve(pulp.HiGHS(msg=False, threads=1, **options))
+    status = pulp.LpStatus[m.problem.status]
+    if status in ("Infeasible", "Undefined"):
+        return False
+    if status != "Optimal" or m.resident.varValue is None:
+        raise HybridserveError(f"the solver stopped without a plan: {status}")
+    return True
 
-    Where the solver's tolerances then leave nothing feasible, the first solution stands.
+
+def _decide_forms(m: _Model) -> None:
+    """Solve again with the integers as found, and every form in use or not: without the forms that hold few blocks
+    where that is faster. What only breaks ties is then less than the gap that integers are accepted at.
+
+    Where the solver's tolerances leave nothing feasible, the first solution stands.
     """
-    variables = m.problem.variables()
-    found = [variable.varValue for variable in variables]
-    for variable in variables:
+    for variable in m.problem.variables():
         if variable.cat == pulp.LpInteger:
             variable.lowBound = variable.upBound = round(variable.varValue)
-    m.problem.solve(pulp.HiGHS(msg=False, threads=1))
-    if m.problem.status != pulp.LpStatusOptimal:
-        for variable, value in zip(variables, found, strict=True):
-            variable.varValue = value
+    held = {f.name: sum(m.final[b, g, f.name].varValue for b, g in m.lives) for f in m.data.forms}
+    blocks = sum(held.values())
+    best: tuple[float, dict[Any, float]] | None = None
+    first = {variable: variable.varValue for variable in m.problem.variables()}
+    for least in sorted({0.0, *(FEW if 0 < n < FEW * blocks else 0.0 for n in held.values())}):
+        for (form, _), used in m.used.items():
+            used.lowBound = used.upBound = float(held[form] > least * blocks + 1e-6)
+        if _solved(m):
+            found = float(pulp.value(m.problem.objective))
+            if best is None or found < best[0]:
+                best = found, {variable: variable.varValue for variable in first}
+    for variable, value in (best[1] if best else first).items():
+        variable.varValue = value
 
 
 def _sum(terms: Any) -> Any:

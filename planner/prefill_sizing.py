@@ -21,7 +21,7 @@ OFFERED_CHUNKS = (0, 512, 2048)
 """Of which the split problem chooses, 0 standing for the longest prompt alone."""
 SHARES_OF_HIDING = (0.25, 1.0)
 """Passes to choose from, in parts of one whose compute is as long as a layer's transfer."""
-RUNG = 2.0
+RUNG = 1.5
 """Between the buffer sizes that the relaxation tells apart."""
 
 

@@ -175,7 +175,8 @@ class Search:
         if len({r.gen_len for r in self.requests}) == 1:  # no mini-batch ends before the others
             problem = replace(problem, pieces_per_layer=self._pieces(lo))
         # The link runs ahead of compute by the slots, so a link-bound decode begins while prefill still computes.
-        return replace(problem, head_start_bytes=float(self.options.weight_slots * self.costs.model.layer_bytes))
+        sample_s = self.costs.sample(len(self.requests)).seconds
+        return replace(problem, head_start=self.options.weight_slots, sample_s=sample_s)
 
     # ---- one number of mini-batches --------------------------------------------------------------
 
