@@ -35,6 +35,8 @@ STRETCHES = 3
 """Runs of epochs for each of which a form is in use or not: more cost the solver time, and tell little more."""
 SOLVER_SLACK = 1e-6
 """Taken off bounds: solvers keep constraints to 1e-7 of their scale."""
+QUICK: dict[str, Any] = {"presolve": "off", "mip_heuristic_effort": 0.0, "mip_allow_restart": False}
+"""Problems this small are solved before what these save would pay."""
 FEW = 0.03
 """Share of the blocks below which a form may not be worth its calls."""
 TIE_BREAK = 1e-4
@@ -434,12 +436,12 @@ FAMILIES = (
 )  # fmt: skip
 
 
-def build(data: SplitProblem, relax: bool = False) -> _Model:
-    """The PuLP model, ready to solve or to print."""
+def build(data: SplitProblem, relax: bool = False, ties: bool = True) -> _Model:
+    """The PuLP model, ready to solve or to print; with `ties` broken."""
     m = _Model(data, relax)
     steps = [epoch.steps for epoch in data.epochs]
     m.job_t = _sum(m.t[b, e] * steps[e] for b, e in m.t) + m.prefill_t
-    m.problem += m.job_t + TIE_BREAK * (link_use(m) + host_use(m)), "job_time"
+    m.problem += m.job_t + (TIE_BREAK * (link_use(m) + host_use(m)) if ties else 0), "job_time"
     for family in FAMILIES:
         before = len(m.problem.constraints)
         family(m)
@@ -450,13 +452,12 @@ def build(data: SplitProblem, relax: bool = False) -> _Model:
 def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: float = 10.0) -> Split | None:
     """The best split, or None when the constraints cannot be met together. `relax`: resident layers, whether any is
     streamed and the size of prefill may be real numbers, too, as far as `data` does not decide them."""
-    m = build(data, relax)
+    m = build(data, relax, ties=data.decided)
     if not _solved(m, gapRel=gap, timeLimit=limit_s):
         return None
     bound = float(pulp.value(m.problem.objective)) * data.unit_s * (1 if relax else 1 - gap)
     if data.decided:
         _decide_forms(m)
-    # link_use and host_use <= job time, so the least job time is at least the least objective / (1 + 2 TIE_BREAK).
     final = {key: max(float(v.varValue), 0.0) for key, v in m.final.items()}
     alive = {(b, g): _alive(data.bins[b].demands[g]) for b, g in m.lives}
     return Split(
@@ -465,13 +466,14 @@ def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: f
         prefill=max(range(len(data.prefill)), key=lambda k: m.chosen[k].varValue or 0.0),
         resident_layers=round(m.resident.varValue),
         objective_s=float(pulp.value(m.job_t)) * data.unit_s,
-        bound_s=bound * (1 - SOLVER_SLACK) / (1 + 2 * TIE_BREAK),
+        # link_use and host_use <= job time, so the least job time is at least the least objective / (1 + 2 TIE_BREAK).
+        bound_s=bound * (1 - SOLVER_SLACK) / (1 + 2 * TIE_BREAK if data.decided else 1),
     )
 
 
 def _solved(m: _Model, **options: float) -> bool:
     """Whether there is a solution, which the variables then hold."""
-    m.problem.solve(pulp.HiGHS(msg=False, threads=1, **options))
+    m.problem.solve(pulp.HiGHS(msg=False, threads=1, **QUICK, **options))
     status = pulp.LpStatus[m.problem.status]
     if status in ("Infeasible", "Undefined"):
         return False

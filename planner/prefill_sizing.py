@@ -21,6 +21,8 @@ OFFERED_CHUNKS = (0, 512, 2048)
 """Of which the split problem chooses, 0 standing for the longest prompt alone."""
 SHARES_OF_HIDING = (0.25, 1.0)
 """Passes to choose from, in parts of one whose compute is as long as a layer's transfer."""
+HARDLY = 1e-3
+"""Relative: more compute than this is worth larger buffers."""
 RUNG = 1.5
 """Between the buffer sizes that the relaxation tells apart."""
 
@@ -54,7 +56,9 @@ class PrefillSizing:
         """Sizes of which none is better than another in every way, the smallest first."""
         found = sorted(set(self._offered()))
         sized = [Sized(chunk, passed, self._size(chunk, passed)) for chunk, passed in found]
-        return [one for one in sized if not any(_better(other.size, one.size) for other in sized)]
+        sized.sort(key=lambda one: one.size.nbytes)
+        worth = [one for one in sized if not any(_better(other.size, one.size) for other in sized)]
+        return [one for one in worth if not any(_hardly_worse(other.size, one.size) for other in worth)]
 
     def _offered(self) -> Iterator[tuple[int, int]]:
         for least in OFFERED_CHUNKS:
@@ -155,3 +159,8 @@ def _better(one: PrefillSize, other: PrefillSize) -> bool:
     """True when `one` is no worse in anything, and not the same."""
     mine, its = (one.nbytes, one.compute_s, one.sweeps), (other.nbytes, other.compute_s, other.sweeps)
     return mine != its and all(a <= b for a, b in zip(mine, its, strict=True))
+
+
+def _hardly_worse(one: PrefillSize, other: PrefillSize) -> bool:
+    """True when `one` takes less memory and hardly more time."""
+    return one.nbytes < other.nbytes and one.compute_s <= other.compute_s * (1 + HARDLY) and one.sweeps <= other.sweeps

@@ -253,7 +253,7 @@ class _Program:
         self._previous: list[dict[str, pulp.LpVariable]] | None = None
         for index, epoch in enumerate(data.epochs):
             self._epoch(index, epoch)
-        head_s = data.problem.head_start_bytes / self.hardware.link.h2d_bytes_per_s.value
+        head_s = data.problem.head_start * self.model.layer_bytes / self.hardware.link.h2d_bytes_per_s.value
         for early, level in zip(self.early, self.all, strict=True):
             self.problem += _sum(early) <= level.waves * (head_s / self.unit_s)
         self.prefill_t = pulp.LpVariable("prefill_t", 0)
