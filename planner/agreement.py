@@ -21,8 +21,8 @@ from planner.columns import STREAM_CODE
 from planner.costs import Attended, CostModel
 from planner.decisions import Decisions
 from planner.forms import FORMS
-from planner.ilp import Floats
 from planner.placement import MiniBatch
+from planner.split_problem import Floats
 from planner.tables import seconds
 from planner.timeline import Timeline
 

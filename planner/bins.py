@@ -14,7 +14,7 @@ from planner.costs import CostModel
 from planner.curve import Surface
 from planner.epochs import Classes, Epoch, demand_of, demands_of, total
 from planner.forms import BLOCK_TOKENS
-from planner.ilp import Bin, Floats
+from planner.split_problem import Bin, Floats
 from planner.workload import Request
 
 MAX_BINS = 4

@@ -9,12 +9,13 @@ from planner.costs import CostModel
 from planner.decisions import Decisions, spread_layers
 from planner.epochs import Epoch
 from planner.forms import FORM_BY_NAME, CacheForm
-from planner.ilp import Split, SplitProblem, solve
 from planner.memory import gpu_lines, host_lines, pinned_total, planned_bytes
 from planner.placement import MiniBatch
 from planner.prefill_sizing import PrefillSizing, Sized
 from planner.promotion import promoted
 from planner.rounding import place_blocks
+from planner.split_problem import Split, SplitProblem
+from planner.split_solver import solve
 from planner.workload import Request
 
 MAX_ROUNDINGS = 8

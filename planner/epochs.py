@@ -164,7 +164,7 @@ def _demands(c: Classes, epochs: Sequence[Epoch], of: npt.NDArray[np.int64], gro
     prompts = -(-c.prompt // BLOCK_TOKENS)
 
     def summed(values: npt.NDArray[np.int64] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.bincount(of, c.count * values, groups)
+        return np.bincount(of, c.count * values, groups).astype(np.float64)
 
     rows, cached, blocks, begun = (np.zeros((groups, len(epochs))) for _ in range(4))
     for e, epoch in enumerate(epochs):

@@ -10,9 +10,9 @@ from math import ceil
 
 from planner.costs import CostModel
 from planner.decisions import Decisions, PrefillPass, chunk_prompts
-from planner.ilp import PrefillSize
 from planner.memory import ALIGNMENT, TOKEN_BYTES, gpu_lines, planned_bytes, rotary_bytes, workspace_elements
 from planner.placement import MiniBatch
+from planner.split_problem import PrefillSize
 from planner.workload import Workload
 
 CHUNK_TOKENS = (128, 256, 512, 1024, 2048)

@@ -17,11 +17,12 @@ from planner.composition import compose, compose_by_end
 from planner.costs import CostModel
 from planner.deciding import Decider, Solved, overshoot
 from planner.decisions import Decisions
-from planner.epochs import Classes, lifetime_of, make_epochs
+from planner.epochs import Classes, Epoch, lifetime_of, make_epochs
 from planner.forms import CacheForm, blocks_for
-from planner.ilp import Bin, PrefillSize, Split, SplitProblem, solve
 from planner.memory import workspace_elements
-from planner.prefill_sizing import PrefillSizing
+from planner.prefill_sizing import PrefillSizing, Sized
+from planner.split_problem import Bin, PrefillSize, Split, SplitProblem
+from planner.split_solver import solve
 from planner.workload import Workload
 
 TOLERANCE = 1e-3
@@ -82,13 +83,14 @@ class Search:
         self.costs, self.workload, self.forms, self.options = costs, workload, forms, options
         self.requests = workload.requests
         lengths = [(r.prompt_len, r.gen_len) for r in self.requests]
-        self.epochs = like.epochs if like else make_epochs(lengths)
-        self.average = like.average if like else AverageBin(costs, Classes.of(lengths), self.epochs)
+        self.epochs: list[Epoch] = like.epochs if like else make_epochs(lengths)
+        self.average: AverageBin = like.average if like else AverageBin(costs, Classes.of(lengths), self.epochs)
         width = max((f.width(costs.model) for f in forms if not f.on_gpu), default=0)
         self._store_elements = options.store_slots * width
         same = like is not None and like._store_elements == self._store_elements
+        self.prefill: PrefillSizing
         self.prefill = like.prefill if like and same else PrefillSizing(costs, workload, self._store_elements)
-        self.prefill_sizes = like.prefill_sizes if like and same else self.prefill.choices()
+        self.prefill_sizes: list[Sized] = like.prefill_sizes if like and same else self.prefill.choices()
         slots = (options.weight_slots, options.cache_slots, options.store_slots)
         self._decider = Decider(
             costs, self.requests, self.epochs, forms, self.prefill, self.prefill_sizes, slots,
@@ -164,7 +166,8 @@ class Search:
 
     def _likely(self, count: int, below_s: float) -> bool:
         """Whether the relaxation leaves it open that `count` mini-batches take less than `below_s`."""
-        return any(bound is not None and bound < below_s for bound in (self._bound(count, count, s) for s in (True, False)))
+        bounds = (self._bound(count, count, streams) for streams in (True, False))
+        return any(bound is not None and bound < below_s for bound in bounds)
 
     def near(self, counts: Iterable[int], below_s: float) -> Iterator[Found]:
         """Decisions with `counts` mini-batches that may take less than `below_s`, the most promising number first.
@@ -211,7 +214,8 @@ class Search:
         bins, rows = (self.average.at(lo, hi),), -(-len(self.requests) // hi)
         problem = self._problem(bins, rows, 0, tuple(self.prefill.rungs))
         if len({r.gen_len for r in self.requests}) == 1:  # no mini-batch ends before the others
-            problem = replace(problem, pieces_per_layer=self._pieces(lo, max(self.options.cache_slots, MOST_CACHE_SLOTS)))
+            pieces = self._pieces(lo, max(self.options.cache_slots, MOST_CACHE_SLOTS))
+            problem = replace(problem, pieces_per_layer=pieces)
         # The link runs ahead of compute by the slots, so a link-bound decode begins while prefill still computes.
         sample_s = self.costs.sample(len(self.requests)).seconds
         return replace(problem, head_start=self.options.weight_slots, sample_s=sample_s, streams=streams)

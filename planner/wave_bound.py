@@ -11,9 +11,10 @@ import pulp
 
 from planner.epochs import Epoch
 from planner.forms import BLOCK_TOKENS, CacheForm, blocks_for
-from planner.ilp import GIB, solve
+from planner.ilp import GIB
 from planner.memory import TOKEN_BYTES, workspace_elements
 from planner.search import Search
+from planner.split_solver import solve
 from planner.workload import Workload
 
 SLACK = 1e-5
