@@ -16,15 +16,16 @@ from typing import Any
 
 from benchmarks import shadow_prices
 from benchmarks.records import RESULTS
-from planner import best, bins, epochs, ilp, prefill_sizing, rounding, search
+from planner import best, bins, deciding, epochs, estimate, ilp, prefill_sizing, rounding, search
 from planner import shadow_prices as prices
 from planner.composition import compose
 from planner.costs import CostModel
 from planner.hardware import load_hardware
-from planner.ilp import SplitProblem, build
+from planner.ilp import build
 from planner.model import load_model
 from planner.policies import POLICIES
 from planner.search import Options, Search
+from planner.split_problem import SplitProblem
 from planner.workload import Request, Workload
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "formulation.md"
@@ -46,7 +47,7 @@ VARIABLES = {
     "overlay_gib": ("overlay", "GiB", "that the buffers of prefill and those of decode share"),
     "prefill_t": ("prefill", "time", "of prefill"),
     "prefill": ("chosen[k]", "0 or 1", "whether chunks and passes have size `k`"),
-    "swept_layers": ("swept", "layers", "that prefill loads in all its sweeps over the weights"),
+    "kept": ("kept[k]", "layers", "resident where size `k` is chosen, else 0"),
 }
 """By the start of the built name: symbol, unit, meaning."""
 
@@ -66,9 +67,10 @@ FAMILY_WORDS = {
     "attention_calls": "Blocks in another form are attended in a call of their own.",
     "step_time": "A step is no shorter than either stream.",
     "prefill_time": "The same for prefill, with both directions of the link, at one of the sizes.",
+    "link_time": "In the relaxation only: what runs ahead of its step is still carried by the one link.",
 }
 """What each family says, in a sentence or two. Its docstring is the algebra."""
-INDEXED = re.compile(r"^(n|final|t|weights_t|early|used|further|prefill)((?:_\d+)+)$")
+INDEXED = re.compile(r"^(n|final|t|weights_t|early|used|further|prefill|kept)((?:_\d+)+)$")
 
 
 def main() -> None:
@@ -98,13 +100,15 @@ def constants() -> dict[str, str]:
     """Numbers of the code that the words name."""
     return {
         "tie_break": f"{ilp.TIE_BREAK:g}", "both_ties": f"{2 * ilp.TIE_BREAK:g}", "epochs": str(epochs.MAX_EPOCHS),
-        "tolerance": f"{search.TOLERANCE:.1%}", "exact_solves": str(search.MAX_EXACT_SOLVES),
+        "tolerance": f"{search.TOLERANCE:.1%}",
         "simplicity": f"{Options().simplicity:.2%}",
         "chunks": " or ".join(str(n) for n in prefill_sizing.OFFERED_CHUNKS if n),
         "stretches": str(ilp.STRETCHES),
         "second_look": f"{best.DOMINANCE_GAP:.1%}", "drift": f"{rounding.STICK:.0%}",
         "max_bins": str(bins.MAX_BINS),
-        "roundings": str(search.MAX_ROUNDINGS),
+        "roundings": str(deciding.MAX_ROUNDINGS), "nodes": str(search.MAX_NODES),
+        "cache_slots": str(search.MOST_CACHE_SLOTS), "sampled": str(estimate.SAMPLED_STEPS),
+        "nearly": f"{best.NEARLY:.1%}",
         "price_step": f"{prices.SMALL_STEP:.0%}", "price_holds": f"{prices.PRICE_HOLDS_UP_TO:.0%}",
         "price_agrees": f"{prices.AGREE:.0%}",
     }  # fmt: skip
@@ -118,7 +122,7 @@ def example() -> tuple[SplitProblem, SplitProblem]:
     relaxed = mine.relaxed(1, 2)
     batches = compose([4, 4, 4, 5], 2)
     exact, _ = bins.exact_bins(costs, work.requests, mine.epochs, batches)
-    return relaxed, replace(mine.relaxed(2, 2), bins=exact, decided=True, head_start_bytes=0.0)
+    return relaxed, replace(mine.relaxed(2, 2), bins=exact, decided=True, head_start=0)
 
 
 def doc(function: Any) -> str:

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.attribution import fill_seconds
+from planner.columns import STREAM_CODE
 from planner.costs import Attended, CostModel
 from planner.decisions import Decisions
 from planner.forms import FORMS
-from planner.ilp import Floats
 from planner.placement import MiniBatch
+from planner.split_problem import Floats
 from planner.tables import seconds
 from planner.timeline import Timeline
 
@@ -111,13 +112,14 @@ def _link_seconds(costs: CostModel, decisions: Decisions, timeline: Timeline) ->
     """Of the link, alone: weights by decode step [steps], cache by step and mini-batch [steps, mini-batches]."""
     steps = timeline.decode_steps
     weights, moved = np.zeros(steps), np.zeros((steps, len(decisions.mini_batches)))
-    for span in timeline.spans:
-        if span.stream == "h2d" and span.step:
-            took_s = costs.h2d(span.nbytes)
-            if span.kind == "load_weights":
-                weights[span.step - 1] += took_s
-            else:
-                moved[span.step - 1, span.part] += took_s
+    columns = timeline.rows.columns
+    is_weights = columns.is_kind("load_weights")
+    for chosen, sums in ((is_weights, weights), (~is_weights, moved)):
+        rows = np.flatnonzero(chosen & (columns.stream == STREAM_CODE["h2d"]) & (columns.step > 0))
+        sizes, at = np.unique(columns.nbytes[rows], return_inverse=True)
+        took_s = np.array([costs.h2d(nbytes) for nbytes in sizes.tolist()])[at]
+        place = columns.step[rows] - 1
+        np.add.at(sums, place if sums is weights else (place, columns.part[rows]), took_s)
     return weights, moved
 
 
@@ -171,8 +173,12 @@ def _prefill_s(costs: CostModel, decisions: Decisions, timeline: Timeline) -> fl
     for chunk in (chunk for chunks in decisions.prefill_passes for chunk in chunks):
         layer = costs.prefill_forward(tuple(prompts[r] for r in chunk.requests)).seconds
         compute += layers * layer + costs.embed(chunk.tokens).seconds + costs.sample(len(chunk.requests)).seconds
-    weights = sum(costs.h2d(s.nbytes) for s in timeline.spans if s.stream == "h2d" and not s.step)
-    stored = sum(costs.d2h(s.nbytes) for s in timeline.spans if s.stream == "d2h" and not s.step)
+    columns = timeline.rows.columns
+    crossed = {
+        stream: columns.nbytes[(columns.stream == STREAM_CODE[stream]) & (columns.step == 0)].tolist()
+        for stream in ("h2d", "d2h")
+    }
+    weights, stored = sum(map(costs.h2d, crossed["h2d"])), sum(map(costs.d2h, crossed["d2h"]))
     return max(
         compute + link.compute_lost_to_h2d * weights + link.compute_lost_to_d2h * stored,
         weights + (1 - link.beside_d2h) * stored,

@@ -3,38 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 
+from planner.decisions import Decisions
+from planner.estimate import estimated_s
 from planner.few import FEW_REQUESTS, Chosen, with_any_composition, with_whole_forms
-from planner.search import WORTH_SIMULATING, Found, Search
+from planner.forms import FORMS, CacheForm
+from planner.search import MOST_CACHE_SLOTS, Found, Search
 from planner.simulator import simulate
 
 DOMINANCE_GAP = 0.001
 """Plans proven this close to the best are not worth a second look."""
-
 EVERY_WAY_GAP = 0.02
 """Jobs of a few requests that are not proven to be this near the best are tried in every way."""
+WORTH_TRYING = 5e-4
+"""Relative: what promises no more than this beyond the best so far is not tried."""
+NEARLY = 0.002
+"""Relative: plans whose estimates differ by less are simulated, the two fastest of them."""
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A plan, and how long it takes by an estimate."""
+
+    found: Found
+    seconds: float
+    search: Search
 
 
 def best_of(search: Search, below_s: float = inf) -> Chosen | None:
     """The search's choice and what else is tried where that is not proven to be near the best. None where there is no
     plan, or none that takes less than `below_s`."""
-    best = _best_of_forms(search, below_s)
-    bound_s = best[0].bound_s if best else search.floor_s()
+    tried = list(_each(search, below_s))
+    bound_s = tried[0].found.bound_s if tried else search.floor_s()
     if bound_s is None or bound_s >= below_s:  # where no real numbers fit, no whole ones do
         return None
-    by = search
     for narrower in _narrower(search):
-        if best and 1 - bound_s / best[1].total_s <= DOMINANCE_GAP:
-            break
-        # In full, so that no policy with fewer choices ever finds more.
-        other = best_of(narrower, best[1].total_s if best else below_s)
-        if other and (best is None or other[1].total_s < best[1].total_s):
-            best, by = other, narrower
-    if best and len(search.requests) <= FEW_REQUESTS and 1 - bound_s / best[1].total_s > EVERY_WAY_GAP:
-        best = with_whole_forms(search, with_any_composition(by, best))
-    return (replace(best[0], bound_s=bound_s), best[1]) if best else None
+        if tried and (_near_enough(tried, bound_s) or _uses_only(_fastest(tried).found.decisions, narrower.forms)):
+            continue
+        least_s = _fastest(tried).seconds * (1 - WORTH_TRYING) if tried else below_s
+        tried += _each(narrower, least_s)
+    if not tried:
+        return None
+    chosen, by = _simulated(tried)
+    if len(search.requests) <= FEW_REQUESTS and 1 - bound_s / chosen[1].total_s > EVERY_WAY_GAP:
+        chosen = with_whole_forms(search, with_any_composition(by, chosen))
+    return replace(chosen[0], bound_s=bound_s), chosen[1]
+
+
+def _fastest(tried: list[_Tried]) -> _Tried:
+    return min(tried, key=lambda one: one.seconds)
+
+
+def _near_enough(tried: list[_Tried], bound_s: float) -> bool:
+    return 1 - bound_s / _fastest(tried).seconds <= DOMINANCE_GAP
+
+
+def _simulated(tried: list[_Tried]) -> tuple[Chosen, Search]:
+    """The fastest; of those whose estimates hardly differ, as the whole simulation says."""
+    enough_s = _fastest(tried).seconds * (1 + NEARLY)
+    first = sorted((one for one in tried if one.seconds <= enough_s), key=lambda one: one.seconds)[:2]
+    whole = [((one.found, simulate(one.search.costs, one.found.decisions)), one.search) for one in first]
+    return min(whole, key=lambda one: one[0][1].total_s)
+
+
+def _uses_only(decisions: Decisions, forms: tuple[CacheForm, ...]) -> bool:
+    return {form for batch in decisions.mini_batches for group in batch.groups for form in group.blocks} <= set(forms)
 
 
 def _narrower(search: Search) -> Iterator[Search]:
@@ -47,29 +82,42 @@ def _narrower(search: Search) -> Iterator[Search]:
     alone = (tuple(form for form in search.forms if form.content == content) for content in contents)
     for forms in (gpu, *(alone if len(contents) > 1 else ())):
         if forms and forms != search.forms:
-            yield Search(search.costs, search.workload, forms, search.options)
+            yield Search(search.costs, search.workload, forms, search.options, like=search)
 
 
-def _best_of_forms(search: Search, below_s: float) -> Chosen | None:
-    """What simulates fastest of the search's choice, other numbers of mini-batches, and mini-batches of requests that
-    end together. None where there is no plan, or none that takes less than `below_s`."""
+def _each(search: Search, below_s: float) -> Iterator[_Tried]:
+    """The search's choice, other numbers of mini-batches, more cache slots, and mini-batches of requests that end
+    together, as far as they may take less than what was found before and `below_s`."""
     found = search.run(below_s)
     if found is None:
-        return None
-    best, timeline = found, simulate(search.costs, found.decisions)
-    for other in _others(search, len(found.decisions.mini_batches)):
-        if other.objective_s < timeline.total_s * (1 + WORTH_SIMULATING):
-            simulated = simulate(search.costs, other.decisions)
-            if simulated.total_s < timeline.total_s:
-                best, timeline = replace(other, bound_s=found.bound_s), simulated
-        if 1 - found.bound_s / timeline.total_s <= DOMINANCE_GAP:
+        return
+    best = _Tried(found, estimated_s(search.costs, found.decisions), search)
+    yield best
+    seen = [found.decisions]
+    for by in _variations(search):
+        if 1 - found.bound_s / best.seconds <= DOMINANCE_GAP:
             break
-    return best, timeline
+        if by.options.cache_slots > search.options.cache_slots and not _on_host(best.found.decisions):
+            continue
+        count = len(best.found.decisions.mini_batches)
+        counts = (count // 2, 2 * count) if by is search else (count,)
+        for other in by.near(counts, best.seconds * (1 - WORTH_TRYING)):
+            if other.decisions not in seen:
+                seen.append(other.decisions)
+                tried = _Tried(replace(other, bound_s=found.bound_s), estimated_s(by.costs, other.decisions), by)
+                yield tried
+                best = min(best, tried, key=lambda one: one.seconds)
 
 
-def _others(search: Search, count: int) -> Iterator[Found]:
+def _on_host(decisions: Decisions) -> bool:
+    return any(batch.blocks(form) for batch in decisions.mini_batches for form in FORMS if not form.on_gpu)
+
+
+def _variations(search: Search) -> Iterator[Search]:
+    """The search itself first."""
     if len(search.requests) > 1:
-        yield from search.near(count)
+        yield search
+    for slots in range(search.options.cache_slots + 1, MOST_CACHE_SLOTS + 1):
+        yield search.varied(cache_slots=slots)
     if len({r.gen_len for r in search.requests}) > 1:
-        options = replace(search.options, end_together=True)
-        yield from Search(search.costs, search.workload, search.forms, options).near(count)
+        yield search.varied(end_together=True)

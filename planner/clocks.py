@@ -86,14 +86,20 @@ def _advance(  # noqa: PLR0912, PLR0915 - written out
             now += h_s
             h_end(now)
             h, h_left, busy = h + 1, inf, busy - _H2D
-            c_left, d_left = max(c_left - h_s * c_speed, 0.0), max(d_left - h_s * d_speed, 0.0)
+            c_left, d_left = c_left - h_s * c_speed, d_left - h_s * d_speed
+            c_left = max(c_left, 0.0)
+            d_left = max(d_left, 0.0)
         elif c_s <= d_s:
             now += c_s
             c_end(now)
             c, c_left, busy = c + 1, inf, busy - _COMPUTE
-            h_left, d_left = max(h_left - c_s * h_speed, 0.0), max(d_left - c_s * d_speed, 0.0)
+            h_left, d_left = h_left - c_s * h_speed, d_left - c_s * d_speed
+            h_left = max(h_left, 0.0)
+            d_left = max(d_left, 0.0)
         else:
             now += d_s
             d_end(now)
             d, d_left, busy = d + 1, inf, busy - _D2H
-            h_left, c_left = max(h_left - d_s * h_speed, 0.0), max(c_left - d_s * c_speed, 0.0)
+            h_left, c_left = h_left - d_s * h_speed, c_left - d_s * c_speed
+            h_left = max(h_left, 0.0)
+            c_left = max(c_left, 0.0)

@@ -121,7 +121,7 @@ def schedule_columns(schedule: Schedule) -> Columns:
         if pattern is None:
             pattern = patterns[section.key] = _Pattern.record(schedule, section, copies.mini_batches)
         copies.add(schedule, section, pattern)
-    return copies.columns()
+    return copies.columns(schedule)
 
 
 class _Placeholders(dict[Buffer, int]):
@@ -194,8 +194,8 @@ class _Copies:
             last[_moved(buffer, forward)] = begins + op
         schedule.counters = tuple(a + b for a, b in zip(schedule.counters, pattern.passed, strict=True))
 
-    def columns(self) -> Columns:
-        """All copies as one."""
+    def columns(self, schedule: Schedule) -> Columns:
+        """All copies as one, with the bytes of every decode step."""
         parts = [pattern.columns for pattern in self._patterns]
         kind, stream, part, nbytes, offset, waits = (
             np.concatenate([getattr(one, name) for one in parts])
@@ -206,6 +206,12 @@ class _Copies:
         begins, _, _, _, marked_from = np.repeat(differs, [len(one.waits) for one in parts], axis=0).T
         marked = np.array([*self._marked, _NOBODY], np.int64)
         waits = np.where(waits >= 0, begins + waits, marked[np.where(waits >= 0, -1, marked_from - waits - 1)])
+        for name, by_batch in schedule.decode_bytes.items():
+            chosen = np.flatnonzero((kind == KIND_CODE[name]) & (step > 0))
+            table = np.zeros((len(by_batch), schedule.decisions.decode_steps), np.int64)
+            for m, moved in enumerate(by_batch):
+                table[m, : len(moved)] = moved
+            nbytes[chosen] = table[part[chosen], step[chosen] - 1]
         counts = np.concatenate([one.wait_counts for one in parts])
         waiting = np.repeat(np.arange(len(kind)), counts)[waits != _NOBODY]
         return Columns(

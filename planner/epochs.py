@@ -78,12 +78,10 @@ class Classes:
         keys, count = np.unique(pairs[:, 0] << 32 | pairs[:, 1], return_counts=True)
         return cls(keys >> 32, keys & 0xFFFFFFFF, count)
 
-    def by_lifetime(self, epochs: Sequence[Epoch]) -> list[Classes]:
-        """Cut by when they end: those that do so with prefill, then those whose last decode step is in each epoch."""
-        ends = np.array([epoch.last for epoch in epochs])
-        end = np.where(self.gen > 1, np.searchsorted(ends, self.gen - 1), -1)
-        cuts = (end == e for e in range(-1, len(epochs)))
-        return [Classes(self.prompt[of], self.gen[of], self.count[of]) for of in cuts]
+    def lifetimes(self, epochs: Sequence[Epoch]) -> npt.NDArray[np.int64]:
+        """[classes] when they end: 0 with prefill, e + 1 where the last decode step is in epoch e."""
+        ends = np.array([epoch.last for epoch in epochs], np.int64)
+        return np.where(self.gen > 1, np.searchsorted(ends, self.gen - 1) + 1, 0)
 
     def during(self, epoch: Epoch) -> AliveClasses:
         """What is alive of every class in `epoch`."""
@@ -119,8 +117,8 @@ def _blocks_up_to(tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return BLOCK_TOKENS * full * (full + 1) // 2 + rest * (full + 1)
 
 
-def make_epochs(lengths: Sequence[tuple[int, int]]) -> list[Epoch]:
-    """Epochs for requests of the given (prompt, generation) lengths.
+def make_epochs(lengths: Sequence[tuple[int, int]], limit: int = MAX_EPOCHS) -> list[Epoch]:
+    """At most about `limit` epochs for requests of the given (prompt, generation) lengths.
 
     Boundaries fall where the commonest phase of prompts begins a new block, so that for equal requests every epoch
     has one number of blocks and the average is exact. Where requests end at different times, half of the boundaries
@@ -135,7 +133,7 @@ def make_epochs(lengths: Sequence[tuple[int, int]]) -> list[Epoch]:
     first_end = (BLOCK_TOKENS - phase) % BLOCK_TOKENS + 1
     ends = [*range(first_end, steps, BLOCK_TOKENS), steps]
     last = sorted(gen - 1 for _, gen in lengths if gen > 1)
-    most = MAX_EPOCHS if last[0] == last[-1] else MAX_EPOCHS // 2
+    most = limit if last[0] == last[-1] else limit // 2
     stride = -(-len(ends) // most)
     ends = ends[stride - 1 :: stride] + ([steps] if len(ends) % stride else [])
     if last[0] < last[-1]:
@@ -146,27 +144,38 @@ def make_epochs(lengths: Sequence[tuple[int, int]]) -> list[Epoch]:
 
 def demand_of(lengths: Sequence[tuple[int, int]] | Classes, epochs: Sequence[Epoch]) -> Demand:
     """Average demand of requests with the given (prompt, generation) lengths."""
-    c = lengths if isinstance(lengths, Classes) else Classes.of(lengths)
-    most = -(-(c.prompt + c.gen - 1) // BLOCK_TOKENS)
-    rows, cached, blocks, begun = (np.zeros(len(epochs)) for _ in range(4))
-    for e, epoch in enumerate(epochs):
-        alive = c.during(epoch)
-        rows[e] = c.count @ alive.steps / epoch.steps
-        cached[e] = c.count @ alive.token_steps / epoch.steps
-        blocks[e] = c.count @ alive.block_steps / epoch.steps
-        begun[e] = blocks[e] + (c.count * most) @ (epoch.steps - alive.steps) / epoch.steps
-    prompts = -(-c.prompt // BLOCK_TOKENS)
-    return Demand(rows, cached, blocks, begun, float(c.count @ most), float(c.count @ prompts))
+    classes = lengths if isinstance(lengths, Classes) else Classes.of(lengths)
+    return _demands(classes, epochs, np.zeros(len(classes.count), np.int64), 1)[0]
 
 
 def lifetime_of(gen_len: int, epochs: Sequence[Epoch]) -> int:
-    """The number of the lifetime of a request: see `Classes.by_lifetime`."""
+    """The number of the lifetime of a request: see `Classes.lifetimes`."""
     return 1 + bisect_left([epoch.last for epoch in epochs], gen_len - 1) if gen_len > 1 else 0
 
 
 def demands_of(classes: Classes, epochs: Sequence[Epoch]) -> list[Demand]:
-    """Average demand by lifetime: see `Classes.by_lifetime`."""
-    return [demand_of(alike, epochs) for alike in classes.by_lifetime(epochs)]
+    """Average demand by lifetime: see `Classes.lifetimes`."""
+    return _demands(classes, epochs, classes.lifetimes(epochs), len(epochs) + 1)
+
+
+def _demands(c: Classes, epochs: Sequence[Epoch], of: npt.NDArray[np.int64], groups: int) -> list[Demand]:
+    """Average demand of each of `groups`, of which every class belongs to one."""
+    most = -(-(c.prompt + c.gen - 1) // BLOCK_TOKENS)
+    prompts = -(-c.prompt // BLOCK_TOKENS)
+
+    def summed(values: npt.NDArray[np.int64] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.bincount(of, c.count * values, groups).astype(np.float64)
+
+    rows, cached, blocks, begun = (np.zeros((groups, len(epochs))) for _ in range(4))
+    for e, epoch in enumerate(epochs):
+        alive = c.during(epoch)
+        rows[:, e] = summed(alive.steps) / epoch.steps
+        cached[:, e] = summed(alive.token_steps) / epoch.steps
+        held = alive.block_steps
+        blocks[:, e] = summed(held) / epoch.steps
+        begun[:, e] = summed(held + most * (epoch.steps - alive.steps)) / epoch.steps
+    final, first = summed(most), summed(prompts)
+    return [Demand(rows[g], cached[g], blocks[g], begun[g], float(final[g]), float(first[g])) for g in range(groups)]
 
 
 def total(demands: Sequence[Demand]) -> Demand:

@@ -9,9 +9,11 @@ from planner.costs import CostModel, extrapolations
 from planner.decisions import Decisions
 from planner.forms import FORMS
 from planner.hardware import HardwareProfile
+from planner.memory import gpu_lines, host_lines, pinned_total, planned_bytes, pool_bytes
 from planner.placement import FORM_INDEX
 from planner.policies import Policy
 from planner.search import Options
+from planner.tables import size
 from planner.timeline import Timeline
 
 BALANCED, ALL = 0.97, 0.99
@@ -24,13 +26,15 @@ _HOST = [i for form, i in ((f, FORM_INDEX[f.name]) for f in FORMS) if not form.o
 def reasons(
     costs: CostModel, policy: Policy, waves: Sequence[Decisions], timeline: Timeline, options: Options, short: str
 ) -> list[str]:
-    """One sentence each: waves, residency, what binds, activations, mini-batches, and what is uncertain.
+    """One sentence each: waves, why not more requests at a time, residency, what binds, activations, mini-batches, and
+    what is uncertain.
 
     `short`: the memory that keeps the job from being a single wave, "" where none does.
     """
     # Waves share layers and slots: all their mini-batches side by side answer every question but how many there are.
     together = replace(waves[0], mini_batches=tuple(batch for wave in waves for batch in wave.mini_batches))
     found = _waves(waves, short) if len(waves) > 1 else []
+    found.append(_why_not_more(costs, waves, short))
     found += [_residency(costs, together), binding_in_words(*busy_fractions(timeline))]
     found += _share(costs, policy, together, timeline, options.act_share is not None)
     found.append(_mini_batches(waves, options.mini_batches is not None))
@@ -49,6 +53,28 @@ def _waves(waves: Sequence[Decisions], short: str) -> list[str]:
     if short:
         return [f"{said}{short} does not hold all of them at once"]
     return [f"{said}a single wave would fit, but a smaller one leaves the GPU more room for each, and takes less time"]
+
+
+def _why_not_more(costs: CostModel, waves: Sequence[Decisions], short: str) -> str:
+    """Why no more requests run together: what one more would take, and what memory has left for it."""
+    model, hardware = costs.model, costs.hardware
+    wave = max(waves, key=lambda one: one.requests)
+    cached = sum(pool_bytes(model, wave, form) for form in FORMS)
+    each = cached / wave.requests
+    host_left = hardware.host.budget_bytes - pinned_total(host_lines(model, wave), hardware.host.pin_rounding)
+    gpu_left = max(hardware.gpu.budget_bytes - planned_bytes(gpu_lines(model, wave)), 0)
+    more = int(max(host_left, 0) / each) + int(gpu_left / each)
+    takes = f"the cache of one more takes {size(each)}"
+    left = f"{size(max(host_left, 0))} of host memory and {size(gpu_left)} of GPU memory are left"
+    if short and more:
+        return f"Not more requests at a time: {takes}; {left}, but waves are cut alike, and {short} ends the largest"
+    if short:
+        return f"Not more requests at a time: {takes}, and only {left}"
+    if len(waves) > 1:
+        return f"Not more requests at a time: {takes}, which would leave less of the GPU for each"
+    if not more:
+        return f"All {wave.requests} requests run at once, and no more would fit: {takes}, and {left}"
+    return f"All {wave.requests} requests run at once; about {more:,} more like them would fit: {takes}, and {left}"
 
 
 def _range(numbers: Sequence[int]) -> str:

@@ -9,9 +9,10 @@ import pulp
 from planner.costs import CostModel
 from planner.errors import HybridserveError, InfeasibleError
 from planner.hardware import HardwareProfile
-from planner.ilp import GIB, SplitProblem, build
+from planner.ilp import GIB, build
 from planner.policies import Policy
 from planner.search import Search
+from planner.split_problem import SplitProblem
 from planner.workload import Request, Workload
 
 BARELY = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

@@ -10,7 +10,7 @@ from planner.composition import compositions
 from planner.decisions import Decisions, spread_layers
 from planner.forms import CacheForm
 from planner.placement import MiniBatch, RequestGroup
-from planner.search import WORTH_SIMULATING, Found, Search
+from planner.search import Found, Search
 from planner.simulator import simulate
 from planner.timeline import Timeline
 
@@ -29,7 +29,7 @@ def with_any_composition(search: Search, best: Chosen) -> Chosen:
     for batches in islice(compositions(kinds, fixed or FEW_BATCHES), MOST_COMPOSITIONS):
         if fixed and len(batches) != min(fixed, len(kinds)):
             continue
-        found = search.composed(batches, best[1].total_s * (1 + WORTH_SIMULATING))
+        found = search.composed(batches, best[1].total_s)
         timeline = simulate(search.costs, found.decisions) if found else None
         if found and timeline and timeline.total_s < best[1].total_s:
             best = found, timeline

@@ -14,9 +14,9 @@ BLOCK_TOKENS = 16
 """A cached block: 16 tokens of one request, across all layers, in one form."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CacheForm:
-    """One row. All sizes are per cached token and per layer."""
+    """One row. All sizes are per cached token and per layer. Each is one object, so that comparing costs nothing."""
 
     name: str
     content: Literal["kv", "act"]
@@ -44,6 +44,9 @@ class CacheForm:
         """Bytes of one block across all layers."""
         return BLOCK_TOKENS * model.layers * self.token_bytes(model)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return form_named, (self.name,)
+
     def h2d_bytes(self, model: ModelSpec) -> int:
         """Bytes that cross to the GPU per token, layer and decode step."""
         return 0 if self.on_gpu else self.token_bytes(model)
@@ -56,6 +59,11 @@ KV_HOST = CacheForm("kv@host", "kv", "host")
 FORMS: tuple[CacheForm, ...] = (ACT_GPU, ACT_HOST, KV_GPU, KV_HOST)
 """In the order in which the blocks of a prompt are laid out."""
 FORM_BY_NAME = {form.name: form for form in FORMS}
+
+
+def form_named(name: str) -> CacheForm:
+    """The form of that name."""
+    return FORM_BY_NAME[name]
 
 
 def blocks_for(tokens: int) -> int:

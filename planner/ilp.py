@@ -13,23 +13,15 @@ Two uses of the same problem:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pulp
 
-from planner.epochs import Demand, Epoch, total
-from planner.errors import HybridserveError
+from planner.epochs import Demand
 from planner.forms import BLOCK_TOKENS, CacheForm
-from planner.hardware import HardwareProfile
-from planner.model import ModelSpec
+from planner.split_problem import Bin, SplitProblem
 
-Floats = npt.NDArray[np.float64]
 GIB = float(2**30)
 STRETCHES = 3
 """Runs of epochs for each of which a form is in use or not: more cost the solver time, and tell little more."""
@@ -38,110 +30,7 @@ TIE_BREAK = 1e-4
 """
 
 
-@dataclass(frozen=True)
-class Bin:
-    """Identical mini-batches, taken together."""
-
-    count: int
-    demands: tuple[Demand, ...]
-    """By lifetime: of requests that end with prefill, then of those that end in each epoch."""
-    compute_s: Floats
-    """[epochs] seconds of compute per step beside rebuilding, all layers and mini-batches of the bin."""
-    rebuild_s_per_block: float
-    """All layers."""
-    link_s_per_block: float
-    """Latency of cache transfers spread over the blocks that they carry, all layers."""
-    largest: float
-    """Blocks of its largest mini-batch in the end: what slots must hold."""
-    call_s: Floats
-    """[epochs] seconds per step of the attention calls that a further form takes, all layers."""
-    peak: Floats
-    """[epochs] the most blocks in any step over the mean."""
-    free_forms: int = 1
-    """Forms whose calls are counted in `compute_s`: one in every mini-batch, which in the relaxation may differ."""
-
-    @cached_property
-    def demand(self) -> Demand:
-        """Of all its requests."""
-        return total(self.demands)
-
-    @property
-    def slot_share(self) -> float:
-        """Of the bin's blocks, those of its largest mini-batch."""
-        return self.largest / self.demand.final_blocks
-
-
-@dataclass(frozen=True)
-class PrefillSize:
-    """Chunks and passes of one size."""
-
-    nbytes: float
-    """Of hidden state, workspace and store slots in prefill."""
-    compute_s: float
-    sweeps: int
-    """Loads of every streamed layer."""
-
-
-@dataclass(frozen=True)
-class SplitProblem:
-    """Data of one split problem. Bytes of memory, seconds of time."""
-
-    model: ModelSpec
-    hardware: HardwareProfile
-    forms: tuple[CacheForm, ...]
-    epochs: Sequence[Epoch]
-    bins: tuple[Bin, ...]
-    weight_slots: int
-    cache_slots: int
-    fixed_decode_bytes: float
-    """Hidden state, workspace and store slots while decoding."""
-    prefill: tuple[PrefillSize, ...]
-    """Sizes of which one is chosen."""
-    pieces_per_layer: int
-    """Transfers that carry one streamed layer's weights, at least."""
-    act_share: float | None = None
-    """Forces this share of the blocks of every mini-batch to be ACT."""
-    min_resident_layers: int = 0
-    max_resident_layers: int | None = None
-    head_start_bytes: float = 0.0
-    """Weights that may cross the link before the step that needs them, which the bound must not count in that step."""
-    gpu_margin_bytes: float = 0.0
-    """GPU memory to leave for the rounding of blocks and of slots."""
-    host_margin_bytes: float = 0.0
-    """Host memory to leave for the rounding of blocks and of pinned slabs."""
-    decided: bool = False
-    """The mini-batches are decided: their requests that end in the same epoch hold the same mix of forms, as a plan
-    deals them, and every form costs its calls until the end. The relaxation allows for anything else."""
-
-    @cached_property
-    def unit_s(self) -> float:
-        """Seconds that count as 1 in the problem: about a step, since solvers take 1e-7 of anything for nothing."""
-        steps = [epoch.steps for epoch in self.epochs]
-        compute = self.least_prefill_s + sum(float(part.compute_s @ steps) for part in self.bins)
-        return compute / max(sum(steps), 1)
-
-    @property
-    def least_prefill_s(self) -> float:
-        """Compute of prefill, at least."""
-        return min(size.compute_s for size in self.prefill)
-
-
-@dataclass(frozen=True)
-class Split:
-    """A solution, in real numbers, and integers where they were asked for."""
-
-    begun: dict[tuple[int, int, str, int], float]
-    """Blocks by (bin, lifetime, form, epoch), those of ended requests included, in proportion to the others'."""
-    final: dict[tuple[int, int, str], float]
-    prefill: int
-    """The number of the chosen size."""
-    resident_layers: int
-    objective_s: float
-    bound_s: float
-    """What the solver proved for this very problem."""
-
-
-class _Model:
+class SplitModel:
     """The PuLP problem and its variables. Times (`..._t`) are in `unit_s`, memory in GiB."""
 
     def __init__(self, data: SplitProblem, relax: bool) -> None:
@@ -159,21 +48,26 @@ class _Model:
         }  # fmt: skip
         self.final = {(b, g, f): var(f"final_{b}_{g}_{i}", 0) for b, g in self.lives for i, f in enumerate(forms)}
         self.t = {(b, e): var(f"t_{b}_{e}", 0) for b in bins for e in epochs}
-        self.early = {(b, e): var(f"early_{b}_{e}", 0) for b in bins for e in epochs if data.head_start_bytes}
+        self.early = {(b, e): var(f"early_{b}_{e}", 0) for b in bins for e in epochs if data.head_start}
         self.weights_t = {b: var(f"weights_t_{b}", 0) for b in bins}
-        self.resident = var("resident_layers", data.min_resident_layers, layers if most is None else most, category)
-        self.streams = var("any_streamed", 0, 1, category)
+        fewest, most = data.min_resident_layers, layers if most is None else most
+        if data.streams is not None:
+            fewest, most = (fewest, min(most, layers - 1)) if data.streams else (layers, most)
+        self.resident = var("resident_layers", fewest, most, category)
+        self.streams = var("any_streamed", int(bool(data.streams)), int(data.streams is not False), category)
         self.kv_slot, self.act_slot = var("kv_slot_gib", 0), var("act_slot_gib", 0)
         self.rebuilt, self.overlay = var("rebuilt_gib", 0), var("overlay_gib", 0)
         self.prefill_t = var("prefill_t", 0)
         self.chosen = [var(f"prefill_{k}", 0, 1, category) for k in range(len(data.prefill))]
-        self.swept = var("swept_layers", 0)
+        self.kept = [var(f"kept_{k}", 0) for k in range(len(data.prefill))]
         self.used = {
-            (f, s): var(f"used_{i}_{s}", 0, 1, category)
+            (f, s): var(f"used_{i}_{s}", 0, 1)
             for i, f in enumerate(forms) for s in range(len(self.stretches()))
         }  # fmt: skip
         self.further = {(b, s): var(f"further_{b}_{s}", 0) for b in bins for s in range(len(self.stretches()))}
         self.job_t: Any = 0
+        self.carried_t: list[Any] = []
+        """Of the link in all steps of each epoch, and in prefill."""
         self._held: dict[tuple[int, str, int], Any] = {}
         self.rows: dict[str, list[str]] = {}
         """Names of the rows that each family added."""
@@ -202,7 +96,7 @@ class _Model:
         return self._held[key]
 
 
-def cover_every_block(m: _Model) -> None:
+def cover_every_block(m: SplitModel) -> None:
     """sum_f n[b,g,f,e] = blocks[b,g,e];  sum_f final[b,g,f] = final_blocks[b,g]."""
     for b, g in m.lives:
         demand = m.data.bins[b].demands[g]
@@ -211,7 +105,7 @@ def cover_every_block(m: _Model) -> None:
         m.problem += _sum(m.final[b, g, f.name] for f in m.data.forms) == demand.final_blocks, f"cover_final_{b}_{g}"
 
 
-def append_only(m: _Model) -> None:
+def append_only(m: SplitModel) -> None:
     """n[b,g,f,e+1] >= n[b,g,f,e] before the epoch in which g ends, final[b,g,f] >= n[b,g,f,e]: a block never changes
     its form.
 
@@ -219,7 +113,7 @@ def append_only(m: _Model) -> None:
     n[b,g,f,e+1] / alive[g,e+1] >= n[b,g,f,e] / alive[g,e], and final[b,g,f] >= n[b,g,f,e] / alive[g,e].
     """
     for b, g in m.lives:
-        alive = _alive(m.data.bins[b].demands[g]) if m.data.decided else None
+        alive = alive_shares(m.data.bins[b].demands[g]) if m.data.decided else None
         rows, epochs = m.data.bins[b].demands[g].rows, m.alive_in(b, g)
         for i, f in enumerate(m.data.forms):
             begun = {e: m.n[b, g, f.name, e] * (1 / alive[e] if alive else 1.0) for e in epochs}
@@ -232,12 +126,12 @@ def append_only(m: _Model) -> None:
                 m.problem += m.final[b, g, f.name] >= begun[epochs[-1]], f"final_{b}_{g}_{i}"
 
 
-def _alive(demand: Demand) -> list[float]:
+def alive_shares(demand: Demand) -> list[float]:
     """By epoch: blocks of requests still generating over blocks of all."""
     return [float(x / y) if y else 0.0 for x, y in zip(demand.blocks, demand.begun_blocks, strict=True)]
 
 
-def forced_act_share(m: _Model) -> None:
+def forced_act_share(m: SplitModel) -> None:
     """sum_{f in ACT} n[b,f,e] = share * blocks[b,e]."""
     if m.data.act_share is None:
         return
@@ -248,7 +142,7 @@ def forced_act_share(m: _Model) -> None:
             m.problem += _sum(m.held(b, f, e) for f in act) == wanted, f"act_share_{b}_{e}"
 
 
-def slots_hold_a_mini_batch(m: _Model) -> None:
+def slots_hold_a_mini_batch(m: SplitModel) -> None:
     """slot >= n[b,f,e] * peak[b,e] * share[b] * bytes, for staged KV, staged ACT and rebuilt K and V.
 
     n[b,f,e] = sum_g n[b,g,f,e]; peak[b,e] = the most blocks in any step of the epoch / the mean, 1 in the relaxation.
@@ -268,7 +162,7 @@ def slots_hold_a_mini_batch(m: _Model) -> None:
             m.problem += m.rebuilt >= rebuilt * (kv_bytes * float(share[e]))
 
 
-def gpu_memory(m: _Model) -> None:
+def gpu_memory(m: SplitModel) -> None:
     """outer + (resident + slots) W + overlay + sum final[b,g,f@gpu] bytes <= capacity; overlay holds either phase."""
     d, w = m.data, m.data.model.layer_bytes / GIB
     m.problem += m.overlay >= d.cache_slots * (m.kv_slot + m.act_slot) + m.rebuilt + d.fixed_decode_bytes / GIB
@@ -281,7 +175,7 @@ def gpu_memory(m: _Model) -> None:
     m.problem += m.resident * w + m.streams * (d.weight_slots * w) + m.overlay + held <= capacity, "gpu_memory"
 
 
-def host_memory(m: _Model) -> None:
+def host_memory(m: SplitModel) -> None:
     """(layers - resident) W + sum final[b,g,f@host] bytes <= host budget - margin."""
     d = m.data
     held = _sum(
@@ -291,7 +185,7 @@ def host_memory(m: _Model) -> None:
     m.problem += streamed + held <= (d.hardware.host.budget_bytes - d.host_margin_bytes) / GIB, "host_memory"
 
 
-def step_time(m: _Model) -> None:
+def step_time(m: SplitModel) -> None:
     """t[b,e] >= link[b,e] + slowed * compute[b,e],  t[b,e] >= compute[b,e] + lost * link[b,e], for all b, e.
 
     link = cache transfers + share of weights, compute = everything beside rebuilding + rebuilding. `lost` is the share
@@ -299,28 +193,34 @@ def step_time(m: _Model) -> None:
     stream that idles loses more time than contention would have cost it.
 
     sum_b weights_t[b] = (layers - resident) W / h2d: the pieces of a layer may fill any bin's gaps.
-    Of the link's time, sum_b,e early[b,e] steps[e] <= head start may fall into an earlier step or into prefill.
+    Of the link's time, sum_b,e early[b,e] steps[e] may fall into an earlier step or into prefill: at most the layers of
+    the head start, and no more than one layer and what crosses during `sample_s` where all are streamed.
     """
     d = m.data
     rate = d.hardware.link.h2d_bytes_per_s.value
     per_layer = d.model.layer_bytes / rate + d.pieces_per_layer * d.hardware.link.latency_s.value
     m.problem += _sum(m.weights_t.values()) == (d.model.layers - m.resident) * (per_layer / d.unit_s), "weights_time"
-    head_start = d.head_start_bytes / (rate * d.unit_s)
     lost, slowed = d.hardware.link.compute_lost_to_h2d, 1 - min(1.0, d.hardware.link.during_compute.value)
-    m.problem += _sum(early * d.epochs[e].steps for (_, e), early in m.early.items()) <= head_start, "head_start"
+    if d.head_start:
+        layer_t = d.model.layer_bytes / (rate * d.unit_s)
+        early_t = _sum(early * d.epochs[e].steps for (_, e), early in m.early.items())
+        m.problem += early_t <= m.streams * (d.head_start * layer_t), "head_start"
+        m.problem += early_t <= (m.streams + m.resident) * layer_t + d.sample_s / d.unit_s, "head_start_streamed"
     stretch_of = {e: s for s, run in enumerate(m.stretches()) for e in run}
     for b, part in enumerate(d.bins):
         for e in range(len(d.epochs)):
             moved = _sum(m.held(b, f, e) * _link_t(d, part, f) for f in d.forms if not f.on_gpu)
             rebuilt = _sum(m.held(b, f, e) * (part.rebuild_s_per_block / d.unit_s) for f in d.forms if f.rebuilt)
-            link_t = moved + m.weights_t[b] - m.early.get((b, e), 0)
+            carried_t = moved + m.weights_t[b]
+            m.carried_t.append(carried_t * d.epochs[e].steps)
+            link_t = carried_t - m.early.get((b, e), 0)
             calls_t = m.further[b, stretch_of[e]] * (float(part.call_s[e]) / d.unit_s)
             compute_t = rebuilt + float(part.compute_s[e]) / d.unit_s + calls_t
             m.problem += m.t[b, e] >= link_t + slowed * compute_t, f"link_{b}_{e}"
             m.problem += m.t[b, e] >= compute_t + lost * link_t, f"compute_{b}_{e}"
 
 
-def attention_calls(m: _Model) -> None:
+def attention_calls(m: SplitModel) -> None:
     """sum n[b,g,f,e] <= used[f,s] sum blocks[b,g,e], over b and the lifetimes g that generate throughout the run s of
     epochs, for its first epoch e: a block that one of them holds is attended in every step of s. Of decided
     mini-batches, sum final[b,g,f] <= used[f] sum final_blocks[b,g].
@@ -346,7 +246,7 @@ def _link_t(d: SplitProblem, part: Bin, form: CacheForm) -> float:
     return (nbytes / d.hardware.link.h2d_bytes_per_s.value + part.link_s_per_block) / d.unit_s
 
 
-def link_use(m: _Model) -> Any:
+def link_use(m: SplitModel) -> Any:
     """Time on the link in all decode steps: breaks ties towards the plan that moves less."""
     d = m.data
     return _sum(
@@ -356,7 +256,7 @@ def link_use(m: _Model) -> Any:
     )
 
 
-def host_use(m: _Model) -> Any:
+def host_use(m: SplitModel) -> Any:
     """Share of the blocks that end up on the host, in prefill times: nothing goes there that need not.
 
     The link does not see blocks of requests that have ended or that end with prefill, but their stores are real.
@@ -367,30 +267,34 @@ def host_use(m: _Model) -> Any:
     return _sum(m.final[b, g, f.name] * weight for b, g in m.lives for f in d.forms if not f.on_gpu)
 
 
-def prefill_time(m: _Model) -> None:
+def prefill_time(m: SplitModel) -> None:
     """prefill >= compute + lost_h * weights + lost_d * stored,  >= weights + (1 - beside_d2h) * stored,
-    >= stored + (1 - beside_h2d) * weights.
+    >= stored + (1 - beside_h2d) * weights. Compute waits for the first layer: + (1 - lost_h) of a layer's transfer.
 
     weights = swept W / h2d, stored = prompt blocks on the host / d2h; contention as in `step_time`.
 
-    sum_k chosen[k] = 1, compute = sum_k chosen[k] compute[k], and for every size k swept >= sweeps[k] (layers -
-    resident - layers (1 - chosen[k])).
+    sum_k chosen[k] = 1, compute = sum_k chosen[k] compute[k], swept = sum_k sweeps[k] (layers chosen[k] - kept[k]),
+    where sum_k kept[k] = resident and kept[k] <= layers chosen[k]: of the chosen size kept is resident, of others 0.
     """
     d = m.data
     link, layers = d.hardware.link, d.model.layers
     m.problem += _sum(m.chosen) == 1, "one_prefill_size"
-    m.problem += m.swept >= min(size.sweeps for size in d.prefill) * (layers - m.resident), "swept"
-    for k, size in enumerate(d.prefill):
-        m.problem += m.swept >= size.sweeps * (layers * m.chosen[k] - m.resident), f"swept_{k}"
+    m.problem += _sum(m.kept) == m.resident, "kept"
+    for k, kept in enumerate(m.kept):
+        m.problem += kept <= layers * m.chosen[k], f"kept_{k}"
+    swept = _sum(size.sweeps * (layers * m.chosen[k] - m.kept[k]) for k, size in enumerate(d.prefill))
     compute_t = _sum(m.chosen[k] * (size.compute_s / d.unit_s) for k, size in enumerate(d.prefill))
-    weights_t = m.swept * (d.model.layer_bytes / (link.h2d_bytes_per_s.value * d.unit_s))
+    layer_t = d.model.layer_bytes / (link.h2d_bytes_per_s.value * d.unit_s)
+    weights_t = swept * layer_t
     per_byte = 1 / (link.d2h_bytes_per_s.value * d.unit_s)
     stored_t = _sum(
         m.n[b, g, f.name, 0] * (f.block_bytes(d.model) * _prompt_part(d.bins[b].demands[g]) * per_byte)
         for b, g in m.lives if 0 in m.alive_in(b, g) for f in d.forms if not f.on_gpu
     )  # fmt: skip
+    m.carried_t.append(weights_t)
     busy_t = link.compute_lost_to_h2d * weights_t + link.compute_lost_to_d2h * stored_t
-    m.problem += m.prefill_t >= busy_t + compute_t, "prefill_compute"
+    first_t = m.streams * ((1 - link.compute_lost_to_h2d) * layer_t)
+    m.problem += m.prefill_t >= busy_t + compute_t + first_t, "prefill_compute"
     m.problem += m.prefill_t >= weights_t + (1 - link.beside_d2h) * stored_t, "prefill_weights"
     m.problem += m.prefill_t >= stored_t + (1 - link.beside_h2d) * weights_t, "prefill_store"
 
@@ -399,64 +303,29 @@ def _prompt_part(demand: Demand) -> float:
     return min(1.0, demand.prompt_blocks / float(demand.blocks[0]))
 
 
+def link_time(m: SplitModel) -> None:
+    """job >= weights[prefill] + sum_b,e steps[e] link[b,e]: whatever runs ahead of its step, one link carries all."""
+    if m.data.head_start:
+        m.problem += m.job_t >= _sum(m.carried_t), "link_time"
+
+
 FAMILIES = (
     cover_every_block, append_only, forced_act_share, slots_hold_a_mini_batch,
-    gpu_memory, host_memory, attention_calls, step_time, prefill_time,
+    gpu_memory, host_memory, attention_calls, step_time, prefill_time, link_time,
 )  # fmt: skip
 
 
-def build(data: SplitProblem, relax: bool = False) -> _Model:
-    """The PuLP model, ready to solve or to print."""
-    m = _Model(data, relax)
+def build(data: SplitProblem, relax: bool = False, ties: bool = True) -> SplitModel:
+    """The PuLP model, ready to solve or to print; with `ties` broken."""
+    m = SplitModel(data, relax)
     steps = [epoch.steps for epoch in data.epochs]
     m.job_t = _sum(m.t[b, e] * steps[e] for b, e in m.t) + m.prefill_t
-    m.problem += m.job_t + TIE_BREAK * (link_use(m) + host_use(m)), "job_time"
+    m.problem += m.job_t + (TIE_BREAK * (link_use(m) + host_use(m)) if ties else 0), "job_time"
     for family in FAMILIES:
         before = len(m.problem.constraints)
         family(m)
         m.rows[family.__name__] = list(m.problem.constraints)[before:]
     return m
-
-
-def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: float = 10.0) -> Split | None:
-    """The best split, or None when the constraints cannot be met together."""
-    m = build(data, relax)
-    m.problem.solve(pulp.HiGHS(msg=False, gapRel=gap, timeLimit=limit_s, threads=1))
-    status = pulp.LpStatus[m.problem.status]
-    if status in ("Infeasible", "Undefined"):
-        return None
-    if status != "Optimal" or m.resident.varValue is None:
-        raise HybridserveError(f"the solver stopped without a plan: {status}")
-    bound = float(pulp.value(m.problem.objective)) * data.unit_s * (1 - gap)
-    if data.decided:
-        _settle_ties(m)
-    # link_use and host_use <= job time, so the least job time is at least the least objective / (1 + 2 TIE_BREAK).
-    final = {key: max(float(v.varValue), 0.0) for key, v in m.final.items()}
-    alive = {(b, g): _alive(data.bins[b].demands[g]) for b, g in m.lives}
-    return Split(
-        begun={(b, g, f, e): max(float(v.varValue), 0.0) / alive[b, g][e] for (b, g, f, e), v in m.n.items()},
-        final=final,
-        prefill=max(range(len(data.prefill)), key=lambda k: m.chosen[k].varValue or 0.0),
-        resident_layers=round(m.resident.varValue),
-        objective_s=float(pulp.value(m.job_t)) * data.unit_s,
-        bound_s=bound / (1 + 2 * TIE_BREAK),
-    )
-
-
-def _settle_ties(m: _Model) -> None:
-    """Solve again with the integers as found: what only breaks ties is less than the gap that they were accepted at.
-
-    Where the solver's tolerances then leave nothing feasible, the first solution stands.
-    """
-    variables = m.problem.variables()
-    found = [variable.varValue for variable in variables]
-    for variable in variables:
-        if variable.cat == pulp.LpInteger:
-            variable.lowBound = variable.upBound = round(variable.varValue)
-    m.problem.solve(pulp.HiGHS(msg=False, threads=1))
-    if m.problem.status != pulp.LpStatusOptimal:
-        for variable, value in zip(variables, found, strict=True):
-            variable.varValue = value
 
 
 def _sum(terms: Any) -> Any:

@@ -10,9 +10,9 @@ from math import ceil
 
 from planner.costs import CostModel
 from planner.decisions import Decisions, PrefillPass, chunk_prompts
-from planner.ilp import PrefillSize
 from planner.memory import ALIGNMENT, TOKEN_BYTES, gpu_lines, planned_bytes, rotary_bytes, workspace_elements
 from planner.placement import MiniBatch
+from planner.split_problem import PrefillSize
 from planner.workload import Workload
 
 CHUNK_TOKENS = (128, 256, 512, 1024, 2048)
@@ -21,7 +21,9 @@ OFFERED_CHUNKS = (0, 512, 2048)
 """Of which the split problem chooses, 0 standing for the longest prompt alone."""
 SHARES_OF_HIDING = (0.25, 1.0)
 """Passes to choose from, in parts of one whose compute is as long as a layer's transfer."""
-RUNG = 2.0
+HARDLY = 1e-3
+"""Relative: more compute than this is worth larger buffers."""
+RUNG = 1.5
 """Between the buffer sizes that the relaxation tells apart."""
 
 
@@ -54,7 +56,9 @@ class PrefillSizing:
         """Sizes of which none is better than another in every way, the smallest first."""
         found = sorted(set(self._offered()))
         sized = [Sized(chunk, passed, self._size(chunk, passed)) for chunk, passed in found]
-        return [one for one in sized if not any(_better(other.size, one.size) for other in sized)]
+        sized.sort(key=lambda one: one.size.nbytes)
+        worth = [one for one in sized if not any(_better(other.size, one.size) for other in sized)]
+        return [one for one in worth if not any(_hardly_worse(other.size, one.size) for other in worth)]
 
     def _offered(self) -> Iterator[tuple[int, int]]:
         for least in OFFERED_CHUNKS:
@@ -155,3 +159,8 @@ def _better(one: PrefillSize, other: PrefillSize) -> bool:
     """True when `one` is no worse in anything, and not the same."""
     mine, its = (one.nbytes, one.compute_s, one.sweeps), (other.nbytes, other.compute_s, other.sweeps)
     return mine != its and all(a <= b for a, b in zip(mine, its, strict=True))
+
+
+def _hardly_worse(one: PrefillSize, other: PrefillSize) -> bool:
+    """True when `one` takes less memory and hardly more time."""
+    return one.nbytes < other.nbytes and one.compute_s <= other.compute_s * (1 + HARDLY) and one.sweeps <= other.sweeps

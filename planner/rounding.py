@@ -96,6 +96,13 @@ class _Shares:
         before = np.maximum(blocks[0] - np.maximum(slope, 0.0) * steps[0], 0.0)
         return np.array([0.0, *steps]), np.vstack([before, blocks])
 
+    def table(self, life: int, steps: int) -> Floats:
+        """[steps, forms] shares of every step from 0 on."""
+        at, blocks = self._nodes[life]
+        held = np.stack([np.interp(np.arange(steps), at, column) for column in blocks.T], axis=1)
+        total = held.sum(axis=1, keepdims=True)
+        return np.where(total > SLACK, held / np.where(total > SLACK, total, 1.0), 1 / len(self.forms))
+
     def at(self, life: int, step: int) -> dict[CacheForm, float]:
         """Shares that sum to 1. Step 0 is the end of prefill."""
         if (life, step) not in self._at:
@@ -230,13 +237,19 @@ class _Appender:
         self._limits, self._blocks = limits, blocks
         self._ending = list(reversed(order))
         self._placed: Counter[CacheForm] = Counter(form for r in order for form in blocks[r])
-        self._alive: dict[int, Counter[CacheForm]] = {g: Counter() for g in set(life.values())}
+        self._column = {form: i for i, form in enumerate(shares.forms)}
+        self._row = {g: i for i, g in enumerate(sorted(set(life.values())))}
+        self._alive = np.zeros((len(self._row), len(shares.forms)))
+        """[lifetimes, forms] blocks of requests that still generate."""
         for r in order:
-            self._alive[life[r]].update(blocks[r])
+            np.add.at(self._alive[self._row[life[r]]], [self._column[form] for form in blocks[r]], 1.0)
         self._alike = list(_alike(order, requests, blocks).items())
         # Where all requests begin their blocks together, what is held changes only then, so it must suit what follows.
         together = len({requests[r].prompt_len % BLOCK_TOKENS for r in order}) == 1
         self._ahead = BLOCK_TOKENS // 2 if together else 0
+        steps = max(requests[r].gen_len for r in order) + self._ahead + 1
+        self._wanted = np.stack([shares.table(g, steps) for g in self._row], axis=1)
+        """[steps, lifetimes, forms] shares."""
 
     def run(self) -> None:
         """Alike requests stay alike, to be attended in one call."""
@@ -246,7 +259,7 @@ class _Appender:
             # A block begun at step t is read from step t + 1 on.
             form = self._next_form(group, step + 1)
             self._placed[form] += len(group)
-            self._alive[self._life[group[0]]][form] += len(group)
+            self._alive[self._row[self._life[group[0]]], self._column[form]] += len(group)
             for request in group:
                 self._blocks[request].append(form)
 
@@ -260,30 +273,27 @@ class _Appender:
         """Forget the blocks of requests that are not read in `step` any more."""
         while self._ending and self._requests[self._ending[-1]].gen_len - 1 < step:
             ended = self._ending.pop()
-            self._alive[self._life[ended]].subtract(self._blocks[ended])
+            columns = [self._column[form] for form in self._blocks[ended]]
+            np.subtract.at(self._alive[self._row[self._life[ended]]], columns, 1.0)
 
     def _next_form(self, group: Sequence[int], step: int) -> CacheForm:
         """The form for the next block of each of `group`: what their lifetime and all requests together lack most.
 
         They keep to that of their blocks so far unless another falls too far below its share.
         """
-        more, own, mine = len(group), self._blocks[group[0]][-1], self._life[group[0]]
-        forms = self._shares.forms
-        allowed = [f for f in forms if not f.on_gpu or self._placed[f] + more <= self._limits.get(f, 0)] or forms
-        behind = self._lacking(mine, step + self._ahead, more)
-        if len(self._alive) > 1:
-            for life in self._alive:
-                for f, n in self._lacking(life, step + self._ahead, more if life == mine else 0).items():
-                    behind[f] += n
-        neediest = max(allowed, key=lambda f: behind[f])
-        slack = more + self._stick * (self._alive[mine].total() + more) if self._stick else 0.0
-        return own if own in allowed and behind[neediest] - behind[own] <= slack else neediest
-
-    def _lacking(self, life: int, step: int, more: int) -> dict[CacheForm, float]:
-        """Blocks by which each form is below its share of one lifetime's, `more` of them to come."""
-        alive, shares = self._alive[life], self._shares.at(life, step)
-        total = alive.total() + more
-        return {f: share * total - alive[f] for f, share in shares.items()}
+        more, own, mine = len(group), self._blocks[group[0]][-1], self._row[self._life[group[0]]]
+        allowed = [
+            f for f in self._shares.forms if not f.on_gpu or self._placed[f] + more <= self._limits.get(f, 0)
+        ] or self._shares.forms
+        totals = self._alive.sum(axis=1)
+        totals[mine] += more
+        # Blocks by which each form is below its share of each lifetime's, `more` of them to come.
+        lacking = self._wanted[step + self._ahead] * totals[:, None] - self._alive
+        behind = (lacking[mine] + lacking.sum(axis=0) if len(totals) > 1 else lacking[mine]).tolist()
+        lacks = {f: behind[column] for f, column in self._column.items()}
+        neediest = max(allowed, key=lambda f: lacks[f])
+        slack = more + self._stick * totals[mine] if self._stick else 0.0
+        return own if own in allowed and lacks[neediest] - lacks[own] <= slack else neediest
 
 
 _Alike = tuple[int, int, tuple[CacheForm, ...]]

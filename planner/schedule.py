@@ -6,14 +6,16 @@ The simulator advances clocks over them and the engine issues them to streams: b
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from planner.decisions import Decisions, PrefillPass
 from planner.forms import ACT_GPU, ACT_HOST, BLOCK_TOKENS, FORMS, KV_HOST
 from planner.model import ModelSpec
 from planner.operation import OVERLAY, Buffer, Marks, Operation, Ring
-from planner.placement import FORM_INDEX
+from planner.placement import FORM_INDEX, Ints
 from planner.weight_stream import Piece, WeightStream
 
 _ACT_HOST, _KV_HOST, _ACT_GPU = (FORM_INDEX[form.name] for form in (ACT_HOST, KV_HOST, ACT_GPU))
@@ -27,7 +29,7 @@ class Section(NamedTuple):
     """Operations that follow each other: one layer of a prefill pass or decode step, or what frames the layers.
 
     Sections of equal keys are alike: they differ in the ids of their operations, in step and layer, in the layer that
-    pieces of weights belong to, and in what they wait for of earlier sections.
+    pieces of weights belong to, in what they wait for of earlier sections and, while decoding, in `decode_bytes`.
     """
 
     key: Hashable
@@ -45,20 +47,27 @@ class _Part(NamedTuple):
     rebuilds: bool
     stored_bytes: int
 
+    @property
+    def does(self) -> tuple[int, bool, bool, bool, bool]:
+        """What it does, whatever the number of bytes."""
+        return self.mini_batch, self.act_bytes > 0, self.kv_bytes > 0, self.rebuilds, self.stored_bytes > 0
+
 
 class Schedule:
     """The operations of `decisions`: iterate to read them in issue order (once for each `Schedule`)."""
 
-    def __init__(self, model: ModelSpec, decisions: Decisions) -> None:
+    def __init__(self, model: ModelSpec, decisions: Decisions, steps: Sequence[int] | None = None) -> None:
+        """`steps`: decode steps to walk, in ascending order, where it is not all of them."""
         self.model, self.decisions = model, decisions
+        self.steps = range(1, decisions.decode_steps + 1) if steps is None else steps
         self.marks = Marks()
         """What later operations wait for."""
         self.issued = 0
         """The id of the next operation."""
-        self._weights = WeightStream(model, decisions, self.marks)
+        self._weights = WeightStream(model, decisions, self.marks, len(self.steps))
         self._rings = {content: Ring(content, decisions.cache_slots, self.marks) for content in ("act", "kv")}
         self._stores = Ring("store", decisions.store_slots, self.marks)
-        self._store_bytes = [0 if form.on_gpu else form.token_bytes(model) for form in FORMS]
+        self._store_bytes = np.array([0 if form.on_gpu else form.token_bytes(model) for form in FORMS], np.int64)
         self._block_bytes = {f: BLOCK_TOKENS * f.token_bytes(model) for f in (ACT_HOST, KV_HOST)}
 
     def __iter__(self) -> Iterator[Operation]:
@@ -71,9 +80,9 @@ class Schedule:
         yield Section("first", 0, -1, self._first_layer)
         for index, chunks in enumerate(self.decisions.prefill_passes):
             yield from self._prefill_pass(index, chunks)
-        if self.decisions.decode_steps:
+        if self.steps:
             yield Section("begin", 0, -1, self._begin_decode)
-        for step in range(1, self.decisions.decode_steps + 1):
+        for step in self.steps:
             yield from self._decode_step(step)
 
     @property
@@ -109,7 +118,7 @@ class Schedule:
     # ---- prefill ---------------------------------------------------------------------------------
 
     def _prefill_pass(self, index: int, chunks: PrefillPass) -> Iterator[Section]:
-        stored = tuple(self._prompt_store_bytes(chunk.mini_batch, chunk.requests) for chunk in chunks)
+        stored = tuple(sum(self._prompt_bytes[r] for r in chunk.requests) for chunk in chunks)
         yield Section(("embed", index), 0, -1, partial(self._frame, "embed", 0, range(len(chunks)), index))
         for layer in range(self.model.layers):
             operations = partial(self._prefill_layer, index, layer, chunks, stored)
@@ -132,16 +141,17 @@ class Schedule:
                 self._weights.leave(prefill.id)
             yield from self._next_piece(0, part, len(chunks))
 
-    def _prompt_store_bytes(self, mini_batch: int, requests: tuple[int, ...]) -> int:
-        """Bytes per layer that the prompts of these requests send to the host."""
-        wanted = set(requests)
-        total = 0
-        for group in self.decisions.mini_batches[mini_batch].groups:
-            members = len(wanted.intersection(group.requests))
-            for i, form in enumerate(group.blocks[: group.prompt_blocks]):
-                tokens = min(BLOCK_TOKENS, group.prompt_len - i * BLOCK_TOKENS)
-                total += members * tokens * self._store_bytes[FORM_INDEX[form.name]]
-        return total
+    @cached_property
+    def _prompt_bytes(self) -> dict[int, int]:
+        """Bytes per layer that the prompt of each request sends to the host."""
+        found: dict[int, int] = {}
+        for group in (group for batch in self.decisions.mini_batches for group in batch.groups):
+            full, rest = divmod(group.prompt_len, BLOCK_TOKENS)
+            tokens = BLOCK_TOKENS * group.prefix_counts[full]
+            if rest:
+                tokens = tokens + rest * (group.prefix_counts[full + 1] - group.prefix_counts[full])
+            found.update(dict.fromkeys(group.requests, int(tokens @ self._store_bytes)))
+        return found
 
     def _begin_decode(self) -> Iterator[Operation]:
         """From here on the overlay holds decode's buffers: prefill's last compute and last store come first."""
@@ -152,24 +162,32 @@ class Schedule:
 
     # ---- decode ----------------------------------------------------------------------------------
 
+    @cached_property
+    def decode_bytes(self) -> dict[str, list[Ints]]:
+        """By kind of operation: of every mini-batch [steps], what it moves per layer in each of its decode steps."""
+        found: dict[str, list[Ints]] = {"load_act": [], "load_kv": [], "store": []}
+        for batch in self.decisions.mini_batches:
+            blocks = batch.shapes.blocks
+            found["load_act"].append(blocks[:, _ACT_HOST] * self._block_bytes[ACT_HOST])
+            found["load_kv"].append(blocks[:, _KV_HOST] * self._block_bytes[KV_HOST])
+            found["store"].append(batch.shapes.new_tokens @ self._store_bytes)
+        return found
+
     def _decode_step(self, step: int) -> Iterator[Section]:
         batches = self.decisions.mini_batches
         parts = tuple(self._part(m, step) for m, batch in enumerate(batches) if batch.decode_steps >= step)
         active = tuple(part.mini_batch for part in parts)
+        does = tuple(part.does for part in parts)
         yield Section(("embed", active), step, -1, partial(self._frame, "embed", step, active))
         for layer in range(self.model.layers):
             operations = partial(self._decode_layer, step, layer, parts)
-            yield Section((parts, *self._phase(layer)), step, layer, operations)
+            yield Section((does, *self._phase(layer)), step, layer, operations)
         yield Section(("sample", active), step, -1, partial(self._frame, "sample", step, active))
 
     def _part(self, m: int, step: int) -> _Part:
-        shapes = self.decisions.mini_batches[m].shapes
-        blocks = shapes.blocks[step - 1].tolist()
-        return _Part(
-            m, blocks[_ACT_HOST] * self._block_bytes[ACT_HOST], blocks[_KV_HOST] * self._block_bytes[KV_HOST],
-            rebuilds=bool(blocks[_ACT_HOST] + blocks[_ACT_GPU]),
-            stored_bytes=int(shapes.new_tokens[step - 1] @ self._store_bytes),
-        )  # fmt: skip
+        act, kv, stored = (int(of[m][step - 1]) for of in self.decode_bytes.values())
+        on_gpu = int(self.decisions.mini_batches[m].shapes.blocks[step - 1, _ACT_GPU])
+        return _Part(m, act, kv, rebuilds=bool(act or on_gpu), stored_bytes=stored)
 
     def _decode_layer(self, step: int, layer: int, parts: Sequence[_Part]) -> Iterator[Operation]:
         self._weights.enter(layer)

@@ -1,43 +1,41 @@
 """Finds the number of mini-batches, by branch and bound over intervals of it, and the split for it.
 
-Every interval has a bound from the average-bin relaxation. The interval with the lowest bound is halved until it is
-one number, which is then solved exactly. The search ends when no interval left can beat the best plan found: its
-result is within `TOLERANCE` of the best number of mini-batches, and the bound holds for all of them.
+Every interval has a bound from the average-bin relaxation, with streamed layers and without. The interval with the
+lowest bound is cut until it is one number, which is then solved exactly. The search ends when no interval left can beat
+the best plan found, or enough are solved; the bound holds for all of them.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from math import floor, inf
+from math import inf
 
 from planner.bins import AverageBin, exact_bins
 from planner.composition import compose, compose_by_end
 from planner.costs import CostModel
-from planner.decisions import Decisions, spread_layers
-from planner.epochs import Classes, lifetime_of, make_epochs
-from planner.forms import FORMS, CacheForm, blocks_for
-from planner.ilp import Bin, PrefillSize, Split, SplitProblem, solve
-from planner.memory import (
-    gpu_lines,
-    host_lines,
-    pinned_total,
-    planned_bytes,
-    workspace_elements,
-)
-from planner.placement import MiniBatch
-from planner.prefill_sizing import PrefillSizing
-from planner.promotion import promoted
-from planner.rounding import place_blocks
+from planner.deciding import Decider, Solved, overshoot
+from planner.decisions import Decisions
+from planner.epochs import Classes, Epoch, lifetime_of, make_epochs
+from planner.forms import CacheForm, blocks_for
+from planner.memory import workspace_elements
+from planner.prefill_sizing import PrefillSizing, Sized
+from planner.split_problem import Bin, PrefillSize, Split, SplitProblem
+from planner.split_solver import solve
 from planner.workload import Workload
 
 TOLERANCE = 1e-3
-MAX_EXACT_SOLVES = 6
-MAX_ROUNDINGS = 8
-WORTH_SIMULATING = 0.01
-"""What promises no more than this beyond the best simulation so far may yet simulate faster."""
-FORM = {form.name: form for form in FORMS}
+MAX_NODES = 16
+"""Intervals looked at, after which the lowest bound left stands: it rises by less than a thousandth beyond."""
+MAX_EXACT_SOLVES = 1
+"""Numbers of mini-batches, the most promising first: those near it are tried by who simulates them."""
+SIZES_AROUND = 2
+"""Sizes of prefill tried on either side of the one that the linear program takes most of."""
+MOST_CACHE_SLOTS = 3
+"""Tried for a job in a single wave, beside as many as asked for."""
+EXACT_GAP = 1e-3
+"""Of the split for given mini-batches, which bounds nothing."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class Options:
     max_resident_layers: int | None = None
     weight_slots: int = 2
     cache_slots: int = 2
+    """At least: a job in a single wave may take more where that is faster."""
     store_slots: int = 2
     end_together: bool = False
     """Form mini-batches of requests that end together, not of all kinds: see `compose_by_end`."""
@@ -69,65 +68,89 @@ class Found:
     exact_solves: int
 
 
-@dataclass(frozen=True)
-class _Solved:
-    """A split in real numbers, for given mini-batches."""
-
-    problem: SplitProblem
-    split: Split
-    batches: list[list[int]]
-    indices: list[list[int]]
-    """The mini-batches that each bin stands for."""
+_Node = tuple[float, int, int, bool, bool]
+"""(bound, fewest and most mini-batches, whether any layer streams, whether the bound is that of whole layers)."""
 
 
 class Search:
     """One job to plan: a cost model (hardware and model), a workload, the allowed forms and the options."""
 
-    def __init__(self, costs: CostModel, workload: Workload, forms: tuple[CacheForm, ...], options: Options) -> None:
+    def __init__(
+        self, costs: CostModel, workload: Workload, forms: tuple[CacheForm, ...], options: Options,
+        like: Search | None = None,
+    ) -> None:  # fmt: skip
+        """`like`: a search for the same job, of which everything is taken that is the same."""
         self.costs, self.workload, self.forms, self.options = costs, workload, forms, options
         self.requests = workload.requests
         lengths = [(r.prompt_len, r.gen_len) for r in self.requests]
-        self.epochs = make_epochs(lengths)
-        self.average = AverageBin(costs, Classes.of(lengths), self.epochs)
+        self.epochs: list[Epoch] = like.epochs if like else make_epochs(lengths)
+        self.average: AverageBin = like.average if like else AverageBin(costs, Classes.of(lengths), self.epochs)
         width = max((f.width(costs.model) for f in forms if not f.on_gpu), default=0)
         self._store_elements = options.store_slots * width
-        self.prefill = PrefillSizing(costs, workload, self._store_elements)
-        self.prefill_sizes = self.prefill.choices()
-        self._cache: dict[int, _Solved | None] = {}
+        same = like is not None and like._store_elements == self._store_elements
+        self.prefill: PrefillSizing
+        self.prefill = like.prefill if like and same else PrefillSizing(costs, workload, self._store_elements)
+        self.prefill_sizes: list[Sized] = like.prefill_sizes if like and same else self.prefill.choices()
+        slots = (options.weight_slots, options.cache_slots, options.store_slots)
+        self._decider = Decider(
+            costs, self.requests, self.epochs, forms, self.prefill, self.prefill_sizes, slots,
+            options.act_share is None,
+        )  # fmt: skip
+        self._bounds: dict[tuple[int, int, bool], float | None] = {}
+        self._cache: dict[int, Solved | None] = {}
         self._rounded: dict[int, Decisions | None] = {}
+
+    def varied(self, **options: object) -> Search:
+        """The search for the same job with other options."""
+        return Search(self.costs, self.workload, self.forms, replace(self.options, **options), like=self)  # type: ignore[arg-type]
 
     # ---- the search ------------------------------------------------------------------------------
 
     def run(self, below_s: float = inf) -> Found | None:
         """None when no number of mini-batches is feasible, or all are proven to take `below_s` or more."""
-        fixed = min(self.options.mini_batches or 0, len(self.requests))
-        low, high = (fixed, fixed) if fixed else (1, len(self.requests))
-        heap: list[tuple[float, int, int]] = []
-        self._push(heap, low, high)
+        heap: list[_Node] = []
+        for streams in (True, False):
+            self._push(heap, *self._counts, streams)
         best_s = inf
         proven: list[float] = []
+        if heap and heap[0][0] < below_s and self._counts[0] == 1:  # one mini-batch is often as good as any number
+            best_s = self._objective_s(1) if self._likely(1, heap[0][0] * (1 + TOLERANCE)) and self._decided(1) else inf
         solves = 0
-        while heap:
-            bound, lo, hi = heapq.heappop(heap)
-            if bound >= min(best_s * (1 - TOLERANCE), below_s) or (best_s < inf and solves >= MAX_EXACT_SOLVES):
+        for _ in range(MAX_NODES):
+            if not heap:
+                break
+            bound, lo, hi, streams, fine = heapq.heappop(heap)
+            enough = best_s < inf and solves >= MAX_EXACT_SOLVES
+            if bound >= min(best_s * (1 - TOLERANCE), below_s) or enough:
                 proven.append(bound)
                 break
             if lo < hi:
-                middle = (lo + hi) // 2
-                self._push(heap, lo, middle)
-                self._push(heap, middle + 1, hi)
-                continue
-            proven.append(bound)
-            solves += 1
-            one = self._solved(lo)
-            # Where rounding failed there is no plan, however good it looks in real numbers.
-            if one and one.split.objective_s < best_s and self._decided(lo):
-                best_s = one.split.objective_s
+                # The fewest are mostly best, so intervals grow with the number.
+                middle = min((lo + hi) // 2, 2 * lo - 1)
+                self._push(heap, lo, middle, streams)
+                self._push(heap, middle + 1, hi, streams)
+            elif not fine:
+                if split := solve(self.relaxed(lo, lo, streams)):
+                    heapq.heappush(heap, (max(split.bound_s, bound), lo, lo, streams, True))
+            else:
+                proven.append(bound)
+                solves += 1
+                one = self._solved(lo)
+                # Where rounding failed there is no plan, however good it looks in real numbers.
+                if one and one.split.objective_s < best_s and self._decided(lo):
+                    best_s = one.split.objective_s
+        proven += [node[0] for node in heap[:1]]
         for count in self._simplest_first(best_s) if best_s < inf else ():
             decisions, one = self._decided(count), self._solved(count)
             if decisions and one:
                 return Found(decisions, one.split.objective_s, min([*proven, best_s]), solves)
         return None
+
+    @property
+    def _counts(self) -> tuple[int, int]:
+        """The fewest and most mini-batches."""
+        fixed = min(self.options.mini_batches or 0, len(self.requests))
+        return (fixed, fixed) if fixed else (1, len(self.requests))
 
     def _simplest_first(self, best_s: float) -> list[int]:
         """Numbers of mini-batches to take: the fewest of 1, 2, 4, ... that are nearly as good as the best, then it."""
@@ -135,47 +158,67 @@ class Search:
         best = next(count for count, objective_s in solved.items() if objective_s == best_s)
         fewer = [2**i for i in range(best.bit_length()) if 2**i < best and self.options.mini_batches is None]
         enough_s = best_s * (1 + self.options.simplicity)
-        return [n for n in fewer if (one := self._solved(n)) and one.split.objective_s <= enough_s] + [best]
+        return [n for n in fewer if self._likely(n, enough_s) and self._objective_s(n) <= enough_s] + [best]
 
-    def near(self, count: int) -> Iterator[Found]:
-        """Decisions with about `count` mini-batches, the most promising number first. Nothing bounds them."""
-        counts = {min(max(n, 1), len(self.requests)) for n in (count // 2, count, 2 * count)}
+    def _objective_s(self, count: int) -> float:
+        one = self._solved(count)
+        return one.split.objective_s if one else inf
+
+    def _likely(self, count: int, below_s: float) -> bool:
+        """Whether the relaxation leaves it open that `count` mini-batches take less than `below_s`."""
+        bounds = (self._bound(count, count, streams) for streams in (True, False))
+        return any(bound is not None and bound < below_s for bound in bounds)
+
+    def near(self, counts: Iterable[int], below_s: float) -> Iterator[Found]:
+        """Decisions with `counts` mini-batches that may take less than `below_s`, the most promising number first.
+        Nothing bounds them."""
+        counts = {min(max(n, 1), len(self.requests)) for n in counts}
         if self.options.mini_batches:
-            counts = {min(self.options.mini_batches, len(self.requests))}
-        found = [(one.split.objective_s, n) for n in sorted(counts) if (one := self._solved(n))]
+            counts = {self._counts[0]}
+        found = [(self._objective_s(n), n) for n in sorted(counts) if self._likely(n, below_s)]
         for objective_s, n in sorted(found):
-            if decisions := self._decided(n):
+            if objective_s < below_s and (decisions := self._decided(n)):
                 yield Found(decisions, objective_s, 0.0, 1)
 
     def floor_s(self) -> float | None:
         """What no plan undercuts, whatever its number of mini-batches; None where not even real numbers fit."""
-        fixed = min(self.options.mini_batches or 0, len(self.requests))
-        split = solve(self.relaxed(fixed or 1, fixed or len(self.requests)), relax=True)
-        return split.bound_s if split else None
+        found = [self._bound(*self._counts, streams) for streams in (True, False)]
+        return min((bound for bound in found if bound is not None), default=None)
 
     def composed(self, batches: list[list[int]], below_s: float) -> Found | None:
         """Decisions with these mini-batches; None where they have none, or none that looks faster than `below_s`."""
         one = self._solve(batches)
         if one is None or one.split.objective_s >= below_s:
             return None
-        decisions = self._round(one)
+        decisions = self._decider.rounded(one)
         return Found(decisions, one.split.objective_s, 0.0, 1) if decisions else None
 
-    def _push(self, heap: list[tuple[float, int, int]], lo: int, hi: int) -> None:
-        # Wide intervals are halved anyway, so for them an LP does.
-        split = solve(self.relaxed(lo, hi), relax=lo < hi)
-        if split:
-            heapq.heappush(heap, (split.bound_s, lo, hi))
+    def _push(self, heap: list[_Node], lo: int, hi: int, streams: bool) -> None:
+        bound = self._bound(lo, hi, streams)
+        if bound is not None:
+            heapq.heappush(heap, (bound, lo, hi, streams, False))
 
-    def relaxed(self, lo: int, hi: int) -> SplitProblem:
+    def _bound(self, lo: int, hi: int, streams: bool) -> float | None:
+        """That of the linear program; None where it has no solution."""
+        key = lo, hi, streams
+        if key not in self._bounds:
+            layers, most = self.costs.model.layers, self.options.max_resident_layers
+            possible = self.options.min_resident_layers < layers if streams else most is None or most >= layers
+            split = solve(self.relaxed(lo, hi, streams), relax=True) if possible else None
+            self._bounds[key] = split.bound_s if split else None
+        return self._bounds[key]
+
+    def relaxed(self, lo: int, hi: int, streams: bool | None = None) -> SplitProblem:
         """The relaxation of every composition of `lo` to `hi` mini-batches."""
         # The bound must not charge store slots that a plan without host blocks does not need.
         bins, rows = (self.average.at(lo, hi),), -(-len(self.requests) // hi)
         problem = self._problem(bins, rows, 0, tuple(self.prefill.rungs))
         if len({r.gen_len for r in self.requests}) == 1:  # no mini-batch ends before the others
-            problem = replace(problem, pieces_per_layer=self._pieces(lo))
+            pieces = self._pieces(lo, max(self.options.cache_slots, MOST_CACHE_SLOTS))
+            problem = replace(problem, pieces_per_layer=pieces)
         # The link runs ahead of compute by the slots, so a link-bound decode begins while prefill still computes.
-        return replace(problem, head_start_bytes=float(self.options.weight_slots * self.costs.model.layer_bytes))
+        sample_s = self.costs.sample(len(self.requests)).seconds
+        return replace(problem, head_start=self.options.weight_slots, sample_s=sample_s, streams=streams)
 
     # ---- one number of mini-batches --------------------------------------------------------------
 
@@ -195,57 +238,43 @@ class Search:
             composed = compose(sizes, count, lives)
         return [[order[i] for i in members] for members in composed]
 
-    def _solved(self, count: int) -> _Solved | None:
+    def _solved(self, count: int) -> Solved | None:
         if count not in self._cache:
-            self._cache[count] = self._solve(self._batches(count))
+            bounds = {streams: self._bound(count, count, streams) for streams in (True, False)}
+            likely = sorted((bound, streams) for streams, bound in bounds.items() if bound is not None)
+            batches = self._batches(count) if likely else []
+            found = (one for _, streams in likely if (one := self._solve(batches, streams)))
+            self._cache[count] = next(found, None)
         return self._cache[count]
 
-    def _solve(self, batches: list[list[int]]) -> _Solved | None:
+    def _solve(self, batches: list[list[int]], streams: bool | None = None) -> Solved | None:
         bins, indices = exact_bins(self.costs, self.requests, self.epochs, batches)
         rows = max(len(members) for members in batches)
         sizes = tuple(one.size for one in self.prefill_sizes)
         problem = self._problem(bins, rows, self._store_elements, sizes)
-        problem = replace(problem, pieces_per_layer=self._pieces(len(batches)), decided=True)
-        split = solve(problem)
-        return _Solved(problem, split, batches, indices) if split else None
+        problem = replace(problem, pieces_per_layer=self._pieces(len(batches)), decided=True, streams=streams)
+        if len(sizes) > 2 * SIZES_AROUND + 1 and (first := solve(problem, relax=True)):
+            low = max(first.prefill - SIZES_AROUND, 0)
+            if found := self._split(problem, range(low, min(low + 2 * SIZES_AROUND + 1, len(sizes)))):
+                return Solved(problem, found, batches, indices)
+        found = self._split(problem, range(len(sizes)))
+        return Solved(problem, found, batches, indices) if found else None
+
+    @staticmethod
+    def _split(problem: SplitProblem, sizes: range) -> Split | None:
+        """With one of some sizes of prefill."""
+        found = solve(replace(problem, prefill=problem.prefill[sizes.start : sizes.stop]), gap=EXACT_GAP)
+        return replace(found, prefill=found.prefill + sizes.start) if found else None
 
     def _decided(self, count: int) -> Decisions | None:
         if count not in self._rounded:
             one = self._solved(count)
-            self._rounded[count] = self._round(one) if one else None
+            self._rounded[count] = self._decider.rounded(one) if one else None
         return self._rounded[count]
-
-    def _round(self, one: _Solved) -> Decisions | None:
-        """Rounding to whole blocks and slabs can overshoot a full budget a little: then plan with that much less.
-
-        A margin smaller than a block may be rounded away again, so it grows.
-        """
-        problem, split = one.problem, one.split
-        for attempt in range(MAX_ROUNDINGS):
-            decisions = self._decide(split, one)
-            gpu, host = (max(nbytes, 0) for nbytes in self.overshoot(decisions))
-            if not gpu and not host:
-                size, room = self.prefill_sizes[split.prefill], -self.overshoot(decisions)[0]
-                if room > 0 and self.options.act_share is None:
-                    decisions = promoted(self.costs.model, decisions, room, self.costs.ragged)
-                return self.prefill.widest(decisions, size.chunk, size.passed)
-            problem = replace(
-                problem,
-                gpu_margin_bytes=problem.gpu_margin_bytes + gpu * 2**attempt,
-                host_margin_bytes=problem.host_margin_bytes + host * 2**attempt,
-            )
-            tighter = solve(problem)
-            if tighter is None:
-                return None
-            split = tighter
-        return None
 
     def overshoot(self, decisions: Decisions) -> tuple[int, int]:
         """Bytes beyond the budgets of GPU and host; below zero where some are left."""
-        model, hardware = self.costs.model, self.costs.hardware
-        gpu = planned_bytes(gpu_lines(model, decisions)) - hardware.gpu.budget_bytes
-        host = pinned_total(host_lines(model, decisions), hardware.host.pin_rounding)
-        return gpu, host - hardware.host.budget_bytes
+        return overshoot(self.costs, decisions)
 
     def _problem(
         self, bins: tuple[Bin, ...], rows: int, store_elements: int, sizes: tuple[PrefillSize, ...]
@@ -269,39 +298,7 @@ class Search:
             max_resident_layers=options.max_resident_layers,
         )
 
-    def _pieces(self, batches: int) -> int:
+    def _pieces(self, batches: int, cache_slots: int | None = None) -> int:
         """Transfers of one layer: one for each mini-batch that the slots let the link run ahead by."""
-        return 1 if self.options.weight_slots == 1 else max(1, batches - self.options.cache_slots + 1)
-
-    # ---- integers --------------------------------------------------------------------------------
-
-    def _decide(self, split: Split, one: _Solved) -> Decisions:
-        model, options = self.costs.model, self.options
-        placed: dict[int, MiniBatch] = {}
-        for b, members_of in enumerate(one.indices):
-            for position, index in enumerate(members_of):
-                targets = {(g, FORM[f], e): n for (bin_, g, f, e), n in split.begun.items() if bin_ == b}
-                ends = {(g, f): n for (bin_, g, f), n in split.final.items() if bin_ == b}
-                targets |= {(g, FORM[f], len(self.epochs)): n for (g, f), n in ends.items()}
-                held = {f: sum(n for (_, name), n in ends.items() if name == f.name) for f in self.forms if f.on_gpu}
-                limits = {f: _share(n, position, len(members_of)) for f, n in held.items()}
-                placed[index] = place_blocks(
-                    one.batches[index], self.requests, self.epochs, targets, limits, not self.costs.ragged
-                )
-        ordered = tuple(placed[i] for i in range(len(one.batches)))
-        streams = split.resident_layers < model.layers
-        size = self.prefill_sizes[split.prefill]
-        return Decisions(
-            mini_batches=ordered,
-            prefill_passes=self.prefill.passes(ordered, size.chunk, size.passed),
-            resident_layers=spread_layers(split.resident_layers, model.layers),
-            weight_slots=options.weight_slots if streams else 0,
-            cache_slots=options.cache_slots,
-            store_slots=options.store_slots,
-        )
-
-
-def _share(total: float, position: int, count: int) -> int:
-    """Whole blocks for one of `count` mini-batches so that together they take no more than `total`."""
-    whole = floor(total + 1e-6)
-    return whole * (position + 1) // count - whole * position // count
+        ahead = (cache_slots or self.options.cache_slots) - 1
+        return 1 if self.options.weight_slots == 1 else max(1, batches - ahead)

@@ -22,9 +22,10 @@ import pulp
 
 from planner.decisions import Decisions
 from planner.errors import HybridserveError
-from planner.ilp import TIE_BREAK, SplitProblem, build
+from planner.ilp import TIE_BREAK, build
 from planner.plan import WhatIf
 from planner.search import Search
+from planner.split_problem import SplitProblem
 from planner.what_if import RATES, Resource, Step, steps, with_more
 
 SMALL_STEP = 0.01

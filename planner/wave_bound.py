@@ -11,9 +11,10 @@ import pulp
 
 from planner.epochs import Epoch
 from planner.forms import BLOCK_TOKENS, CacheForm, blocks_for
-from planner.ilp import GIB, solve
+from planner.ilp import GIB
 from planner.memory import TOKEN_BYTES, workspace_elements
 from planner.search import Search
+from planner.split_solver import solve
 from planner.workload import Workload
 
 SLACK = 1e-5
@@ -253,7 +254,7 @@ class _Program:
         self._previous: list[dict[str, pulp.LpVariable]] | None = None
         for index, epoch in enumerate(data.epochs):
             self._epoch(index, epoch)
-        head_s = data.problem.head_start_bytes / self.hardware.link.h2d_bytes_per_s.value
+        head_s = data.problem.head_start * self.model.layer_bytes / self.hardware.link.h2d_bytes_per_s.value
         for early, level in zip(self.early, self.all, strict=True):
             self.problem += _sum(early) <= level.waves * (head_s / self.unit_s)
         self.prefill_t = pulp.LpVariable("prefill_t", 0)

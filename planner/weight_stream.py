@@ -30,10 +30,11 @@ class Piece(NamedTuple):
 class WeightStream:
     """Walks the streamed layers in the order in which sweeps visit them, one visit ahead of compute."""
 
-    def __init__(self, model: ModelSpec, decisions: Decisions, marks: Marks) -> None:
+    def __init__(self, model: ModelSpec, decisions: Decisions, marks: Marks, steps: int) -> None:
+        """`steps`: decode steps, each of which sweeps over the layers like each pass of prefill."""
         self._layers, self._layer_bytes = model.layers, model.layer_bytes
         self._streamed = [i for i in range(model.layers) if i not in set(decisions.resident_layers)]
-        self._sweeps = len(decisions.prefill_passes) + decisions.decode_steps
+        self._sweeps = len(decisions.prefill_passes) + steps
         self._marks, self._ring = marks, Ring("weights", decisions.weight_slots, marks)
         # The link runs ahead of compute by the cache slots, so a slot is free that many mini-batches into a layer.
         self._lag = decisions.cache_slots - 1

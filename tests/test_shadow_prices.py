@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from planner.costs import CostModel
 from planner.forms import KV_GPU
 from planner.hardware import HardwareProfile, load_hardware
-from planner.ilp import Bin, SplitProblem
 from planner.model import ModelSpec, load_model
 from planner.planning import make_plan
 from planner.policies import POLICIES
 from planner.report import what_if_sentence
 from planner.search import Found, Options, Search
 from planner.shadow_prices import PricedProblem, more_of, priced, what_if
+from planner.split_problem import Bin, SplitProblem
 from planner.what_if import Resource, steps, with_more
 from planner.workload import Workload
 

@@ -1,0 +1,75 @@
+"""Solves a split problem: PuLP hands it to HiGHS, and whether each form is in use is decided after the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pulp
+
+from planner.errors import HybridserveError
+from planner.ilp import TIE_BREAK, SplitModel, alive_shares, build
+from planner.split_problem import Split, SplitProblem
+
+SOLVER_SLACK = 1e-6
+"""Taken off bounds: solvers keep constraints to 1e-7 of their scale."""
+QUICK: dict[str, Any] = {"presolve": "off", "mip_heuristic_effort": 0.0, "mip_allow_restart": False}
+"""Problems this small are solved before what these save would pay."""
+FEW = 0.03
+"""Share of the blocks below which a form may not be worth its calls."""
+
+
+def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: float = 10.0) -> Split | None:
+    """The best split, or None when the constraints cannot be met together. `relax`: resident layers, whether any is
+    streamed and the size of prefill may be real numbers, too, as far as `data` does not decide them."""
+    m = build(data, relax, ties=data.decided)
+    if not _solved(m, gapRel=gap, timeLimit=limit_s):
+        return None
+    bound = float(pulp.value(m.problem.objective)) * data.unit_s * (1 if relax else 1 - gap)
+    if data.decided:
+        _decide_forms(m)
+    final = {key: max(float(v.varValue), 0.0) for key, v in m.final.items()}
+    alive = {(b, g): alive_shares(data.bins[b].demands[g]) for b, g in m.lives}
+    return Split(
+        begun={(b, g, f, e): max(float(v.varValue), 0.0) / alive[b, g][e] for (b, g, f, e), v in m.n.items()},
+        final=final,
+        prefill=max(range(len(data.prefill)), key=lambda k: m.chosen[k].varValue or 0.0),
+        resident_layers=round(m.resident.varValue),
+        objective_s=float(pulp.value(m.job_t)) * data.unit_s,
+        # link_use and host_use <= job time, so the least job time is at least the least objective / (1 + 2 TIE_BREAK).
+        bound_s=bound * (1 - SOLVER_SLACK) / (1 + 2 * TIE_BREAK if data.decided else 1),
+    )
+
+
+def _solved(m: SplitModel, **options: float) -> bool:
+    """Whether there is a solution, which the variables then hold."""
+    m.problem.solve(pulp.HiGHS(msg=False, threads=1, **QUICK, **options))
+    status = pulp.LpStatus[m.problem.status]
+    if status in ("Infeasible", "Undefined"):
+        return False
+    if status != "Optimal" or m.resident.varValue is None:
+        raise HybridserveError(f"the solver stopped without a plan: {status}")
+    return True
+
+
+def _decide_forms(m: SplitModel) -> None:
+    """Solve again with the integers as found, and every form in use or not: without the forms that hold few blocks
+    where that is faster. What only breaks ties is then less than the gap that integers are accepted at.
+
+    Where the solver's tolerances leave nothing feasible, the first solution stands.
+    """
+    for variable in m.problem.variables():
+        if variable.cat == pulp.LpInteger:
+            variable.lowBound = variable.upBound = round(variable.varValue)
+    held = {f.name: sum(m.final[b, g, f.name].varValue for b, g in m.lives) for f in m.data.forms}
+    blocks = sum(held.values())
+    best: tuple[float, dict[Any, float]] | None = None
+    first = {variable: variable.varValue for variable in m.problem.variables()}
+    for least in sorted({0.0, *(FEW if 0 < n < FEW * blocks else 0.0 for n in held.values())}):
+        for (form, _), used in m.used.items():
+            used.lowBound = used.upBound = float(held[form] > least * blocks + 1e-6)
+        if _solved(m):
+            found = float(pulp.value(m.problem.objective))
+            if best is None or found < best[0]:
+                best = found, {variable: variable.varValue for variable in first}
+    for variable, value in (best[1] if best else first).items():
+        variable.varValue = value
