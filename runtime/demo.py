@@ -171,6 +171,6 @@ def _with_arena(hardware: HardwareProfile, model: ModelSpec, ratios: Ratios) -> 
 
 def _plot(demo: Demo, path: Path) -> None:
     """Throughput per policy, and the measured V-curve with the planned point on it."""
-    from runtime.plots import demo_figure  # noqa: PLC0415  (matplotlib is optional)
+    from runtime.plots.runs import demo_figure  # noqa: PLC0415  (matplotlib is optional)
 
     demo_figure(demo.runs, demo.curve, path)

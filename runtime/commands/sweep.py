@@ -21,7 +21,7 @@ from runtime.commands.shared import job_of, need_plots
 MOST_WORKERS = 1024
 PICTURES = (".png", ".svg", ".pdf")
 MOST_DRAWN = 2
-"""Keys in one picture: one along it, one in its lines."""
+"""Keys in one picture."""
 
 Model = Annotated[str | None, typer.Option("--model", help="As of plan, unless --set model=A,B says it.")]
 Hardware = Annotated[str | None, typer.Option("--hardware", help="As of plan, unless --set hardware=A,B says it.")]
@@ -61,7 +61,7 @@ def sweep_command(
     if output:
         write_whole(output, sweep_report.sweep_csv(axes, rows))
     if plot:
-        from runtime.sweep_plot import sweep_figure  # noqa: PLC0415  (matplotlib is optional)
+        from runtime.plots.sweeps import sweep_figure  # noqa: PLC0415  (matplotlib is optional)
 
         sweep_figure(axes, rows, plot)
     terminal.show(as_json, sweep_report.sweep_result(axes, rows), *sweep_report.sweep_report(axes, rows))
