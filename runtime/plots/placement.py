@@ -34,7 +34,7 @@ LINES = {
     "store slots (prefill)": Look("#bcbddc", "xxx"), "store slots": Look("#bcbddc", "xxx"),
 }  # fmt: skip
 """Lines of a budget that have a look of their own: what holds cache as the cache, weights in greys."""
-SMALL, FREE = Look("#e0e0e0", "..."), Look("#ffffff")
+OTHER, SMALL = "all smaller lines", Look("#e0e0e0", "...")
 
 
 @in_style
@@ -96,7 +96,7 @@ def _budget(axes: Axes, name: str, record: MemoryRecord, bars: Sequence[tuple[st
         parts = [(line.name, line.bytes) for line in record.lines if line.phase in phases and line.bytes]
         large = [(line, n) for line, n in parts if n >= LEAST_SHOWN * record.planned_bytes]
         small = sum(n for line, n in parts if (line, n) not in large)
-        for line, nbytes in [*large, *([("all smaller lines", small)] if small else [])]:
+        for line, nbytes in [*large, *([(OTHER, small)] if small else [])]:
             look = LINES.get(line, SMALL)
             axes.barh(lane, nbytes / scale, left=left, height=0.62, **filled(look))
             left += nbytes / scale
@@ -112,8 +112,9 @@ def _budget(axes: Axes, name: str, record: MemoryRecord, bars: Sequence[tuple[st
     axes.set_xlabel(f"memory ({unit})")
     used = record.planned_bytes / record.capacity_bytes
     axes.set_title(f"{name}: {size(record.planned_bytes)} of {size(record.capacity_bytes)} ({used:.0%})")
-    handles = [legend_entry(look, f"{label}, {size(nbytes)}") for label, (look, nbytes) in shown.items()]
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=1, labelcolor=INK)
+    ordered = sorted(shown.items(), key=lambda one: one[0] == OTHER)
+    handles = [legend_entry(look, f"{label}, {size(nbytes)}") for label, (look, nbytes) in ordered]
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.38), ncols=1, labelcolor=INK)
     axes.spines["left"].set_color(SOFT)
 
 

@@ -47,7 +47,9 @@ def _phase(axes: Axes, name: str, phase: Phase) -> set[str]:
             if use.busy_s >= SEEN * phase.phase_s:
                 shown.add(kind)
         if left:
-            axes.text(left, lane, f" {left / (each * scale):.0%}", va="center", fontsize=8, color=INK)
+            share = left / (each * scale)
+            text = f" {share:.0%}" if share >= SEEN else " <1%"
+            axes.text(left, lane, text, va="center", fontsize=8, color=INK)
     axes.axvline(each * scale, color="black", linewidth=1.1, linestyle=(0, (4, 2)))
     axes.set_yticks(range(len(STREAMS)), [STREAM_NAMES[stream] for stream in reversed(STREAMS)])
     axes.tick_params(axis="y", length=0)

@@ -52,7 +52,7 @@ def demo_figure(runs: Sequence[Execution], curve: Sequence[Execution], path: Pat
 @in_style
 def policies_figure(rates: Mapping[str, tuple[float, float | None]], axes: Axes | None = None) -> Figure:
     """Throughput of each policy, predicted and, where it was run, measured; tokens/s."""
-    panel = one_panel(axes, 1.1 * max(len(rates), 4))
+    panel = one_panel(axes, 0.9 * max(len(rates), 5))
     is_measured = any(measured is not None for _, measured in rates.values())
     width = BAR if is_measured else 2 * BAR
     for place, (predicted, measured) in enumerate(rates.values()):
@@ -62,7 +62,9 @@ def policies_figure(rates: Mapping[str, tuple[float, float | None]], axes: Axes 
             shown.append(panel.bar(place + width / 2, measured, width, label="measured", **filled(MEASURED)))
         for bar in shown:
             panel.bar_label(bar, fmt="%.3g", fontsize=8, padding=1)
-    panel.set_xticks(range(len(rates)), list(rates), rotation=20 if len(rates) > 5 else 0)
+    panel.set_xticks(
+        range(len(rates)), list(rates), rotation=20 * (len(rates) > 5), ha="right" if len(rates) > 5 else "center"
+    )
     panel.set_ylabel("generated tokens per second")
     panel.set_title("Throughput per policy" + ("" if is_measured else ", predicted"))
     panel.grid(axis="x", visible=False)

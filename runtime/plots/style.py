@@ -54,13 +54,13 @@ PREDICTED, MEASURED = Look("#9ecae1", "///", "o", "--"), Look("#08519c", "", "s"
 POLICIES = {
     "hybrid": Look("#08519c", "", "o", "-"),
     "hybridserve": Look("#6baed6", "...", "D", "-."),
-    "act-only": Look("#fdbf6f", "\\\\\\", "^", ":"),
+    "act-only": Look("#e69f00", "\\\\\\", "^", ":"),
     "kv-only": Look("#d95f02", "///", "s", "--"),
     "resident": Look("#1b9e77", "|||", "v", "-"),
     "flexgen": Look("#969696", "xxx", "X", "--"),
     "kvpr": Look("#cc79a7", "+++", "P", ":"),
-    "hcache": Look("#b2df8a", "ooo", "<", "-."),
-    "deepspeed": Look("#d9d9d9", "---", ">", "--"),
+    "hcache": Look("#7fbf7b", "ooo", "<", "-."),
+    "deepspeed": Look("#b5b5b5", "---", ">", "--"),
     "accelerate": Look("#525252", "***", "*", ":"),
 }
 """Every policy, ours and of other systems."""

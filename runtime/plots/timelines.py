@@ -20,6 +20,10 @@ LANE = 0.8
 """Of the distance between two lanes."""
 WIDTH, HEIGHT, LEGEND = 9.5, 1.35, 0.55
 """Inches: one timeline, and what the legend adds."""
+MOST_EDGED = 150
+"""Bars of one kind: of more, edges would be all that is seen."""
+SEEN = 0.001
+"""Of the window: what is shorter has no place in the legend."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def timelines_figure(
     shown = [kind for kind in KINDS if kind in kinds]
     figure.legend(
         handles=[legend_entry(LOOKS[kind], KIND_NAMES[kind]) for kind in shown], loc="outside lower center",
-        ncols=min(len(shown), 5),
+        ncols=min(len(shown), 6),
     )  # fmt: skip
     return figure
 
@@ -96,7 +100,7 @@ def middle(timeline: Timeline) -> int:
 
 
 def _lanes(axes: Axes, timeline: Timeline, window: Window, scale: float) -> list[str]:
-    """Draw what runs in `window`; the kinds of operations that do."""
+    """Draw what runs in `window`; the kinds of operations that can be seen."""
     rows, columns = timeline.rows, timeline.rows.columns
     inside = (rows.end_s > window.begin_s) & (rows.start_s < window.end_s) & (rows.seconds > 0)
     begin = (np.clip(rows.start_s, window.begin_s, window.end_s) - window.begin_s) * scale
@@ -105,9 +109,14 @@ def _lanes(axes: Axes, timeline: Timeline, window: Window, scale: float) -> list
     for code in np.unique(columns.kind[inside]).tolist():
         kind, mine = KINDS[code], inside & (columns.kind == code)
         lane = len(STREAMS) - 1 - int(columns.stream[mine][0])
-        bars = list(zip(begin[mine].tolist(), (end - begin)[mine].tolist(), strict=True))
-        axes.broken_barh(bars, (lane - LANE / 2, LANE), **filled(LOOKS[kind]))
-        drawn.append(kind)
+        long = (end - begin)[mine]
+        bars = list(zip(begin[mine].tolist(), long.tolist(), strict=True))
+        look = filled(LOOKS[kind])
+        if len(bars) > MOST_EDGED:
+            look |= {"linewidth": 0, "hatch": None}
+        axes.broken_barh(bars, (lane - LANE / 2, LANE), **look)
+        if long.sum() > SEEN * (window.end_s - window.begin_s) * scale:
+            drawn.append(kind)
     axes.set_yticks(range(len(STREAMS)), [STREAM_NAMES[stream] for stream in reversed(STREAMS)])
     axes.set_ylim(-0.6, len(STREAMS) - 0.4)
     axes.tick_params(axis="y", length=0)
