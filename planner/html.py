@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 from rich.console import Console, Group, RenderableType
@@ -45,7 +46,7 @@ def _table(table: Table) -> str:
     return f"<table>{title}<thead>{head.replace('<td', '<th').replace('</td', '</th')}</thead>{''.join(body)}</table>"
 
 
-def _row(tag: str, columns: list[tuple[str, list[RenderableType]]], cells: tuple[RenderableType, ...]) -> str:
+def _row(tag: str, columns: Sequence[tuple[str, object]], cells: tuple[RenderableType, ...]) -> str:
     found = (
         f'<{tag} style="text-align: {"right" if justify == "right" else "left"}">{escape(_plain(cell))}</{tag}>'
         for (justify, _), cell in zip(columns, cells, strict=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from planner.plan import Plan
 from planner.policies import CACHES
+from planner.timeline import Timeline
 from runtime.plots.style import (
     FAINT,
     INK,
@@ -25,17 +27,28 @@ from runtime.plots.style import (
     save,
 )
 
-if TYPE_CHECKING:  # pictures of plans alone need no torch
-    from runtime.execution import Execution
-
 WIDTH, BAR = 5.5, 0.38
 TITLES = {"decode_step_s": "Decode step", "prefill_s": "Prefill", "total_s": "Whole job"}
 WITHIN = 0.1
 """The band around equality."""
 
 
+class Executed(Protocol):
+    """A plan that was run; pictures of it need no torch."""
+
+    @property
+    def plan(self) -> Plan:
+        """What was predicted."""
+        ...
+
+    @property
+    def measured(self) -> Timeline:
+        """What was measured."""
+        ...
+
+
 @in_style
-def demo_figure(runs: Sequence[Execution], curve: Sequence[Execution], path: Path) -> None:
+def demo_figure(runs: Sequence[Executed], curve: Sequence[Executed], path: Path) -> None:
     """Left: throughput per policy. Right: decode step over the ACT share, and the planned point."""
     bars, line = panels(1, 2, WIDTH, 4.2)
     policies_figure(
@@ -76,7 +89,7 @@ def policies_figure(rates: Mapping[str, tuple[float, float | None]], axes: Axes 
 
 
 @in_style
-def curve_figure(curve: Sequence[Execution], planned: Sequence[Execution] = (), axes: Axes | None = None) -> Figure:
+def curve_figure(curve: Sequence[Executed], planned: Sequence[Executed] = (), axes: Axes | None = None) -> Figure:
     """Decode step over the share of activations, predicted and measured; a star marks runs of `planned`."""
     panel = one_panel(axes)
     ordered = sorted(curve, key=lambda run: run.plan.prediction.act_share)

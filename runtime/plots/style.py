@@ -104,7 +104,7 @@ def in_style(draw: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> T:
-        with mpl.rc_context(STYLE):
+        with mpl.rc_context(cast(Any, STYLE)):
             return draw(*args, **kwargs)
 
     return styled
@@ -149,7 +149,7 @@ def legend_entry(look: Look, label: str) -> Patch:
 def content(figure: Figure, kind: str, dpi: int = DPI) -> bytes:
     """`figure` as a file of `kind`: png, svg or pdf."""
     found = io.BytesIO()
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(cast(Any, STYLE)):
         figure.savefig(found, dpi=dpi, format=kind)
     return found.getvalue()
 
