@@ -59,7 +59,7 @@ class Comparison(Result):
     @property
     def best(self) -> str:
         """The policy with the highest predicted throughput."""
-        return max(self.rows(), key=lambda row: row["throughput_tokens_per_s"] or 0.0)["policy"]
+        return str(max(self.rows(), key=lambda row: row["throughput_tokens_per_s"] or 0.0)["policy"])
 
     def plot(self, axes: Axes | None = None) -> Figure:
         """Throughput of every policy, predicted and as far as executed measured. InputError without matplotlib."""

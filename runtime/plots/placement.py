@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -45,7 +46,7 @@ def split_figure(plan: Plan, axes: Axes | None = None) -> Figure:
     places = BLOCK_TOKENS * np.arange(counts.shape[1] + 1)
     below = np.zeros(counts.shape[1])
     order = sorted(range(len(FORMS)), key=lambda i: -float(counts[i].sum()))
-    handles = []
+    handles: list[Artist] = []
     for i in order:
         if not counts[i].any():
             continue
