@@ -1,4 +1,7 @@
-"""The front door: the `hybridserve` command. It parses, calls and prints; the work is in `planner` and `runtime`."""
+"""The front door: the `hybridserve` command, and the names that a notebook imports.
+
+It parses, calls and prints; the work is in `planner` and `runtime`. Importing it loads neither torch nor matplotlib.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,33 @@ from typing import Annotated
 
 import typer
 
-from planner import catalogue, flags, report, selection, terminal
-from planner.costs import CostModel
-from planner.errors import HybridserveError, InputError
-from planner.explain_report import explain_report, explain_result
-from planner.hardware import load_hardware
-from planner.model import load_model
+from planner import flags, selection, terminal
+from planner.errors import HybridserveError, InfeasibleError, InputError, RunError
+from planner.given import Given
+from planner.hardware import HardwareProfile, load_hardware
+from planner.model import ModelSpec, load_model
 from planner.peers.catalogue import PEERS, Peer
-from planner.peers.forecast import forecast_report, forecast_result
-from planner.plan import Plan, read_plan
-from planner.planning import make_plan
+from planner.peers.forecast import Forecast, forecast_report, forecast_result
 from planner.policies import POLICIES
-from planner.results import plan_result, times
-from planner.trace import write_trace
-from planner.verification import predicted_timeline
-from planner.wave_attribution import attribute_waves
-from planner.workload import check_fits
+from planner.workload import Request, Workload
+from runtime.api.comparing import Comparison, compare, compared
+from runtime.api.jobs import forecast_of, selected
+from runtime.api.machines import Checked, Profiled, Shown, check, profile, show
+from runtime.api.plans import Explanation, Plan, Simulation, plan, planned, read_plan
+from runtime.api.running import Run, plot_accuracy, plot_curve
+from runtime.api.scale import ScaleModel, scale_model
+from runtime.api.sweeping import Sweep, sweep
 from runtime.commands.profile import profile_command
 from runtime.commands.run import run_command
-from runtime.commands.shared import job_of, need_runtime
+from runtime.commands.shared import need_runtime
 from runtime.commands.sweep import sweep_command
+
+__all__ = [
+    "Checked", "Comparison", "Explanation", "Forecast", "HardwareProfile", "HybridserveError", "InfeasibleError",
+    "InputError", "ModelSpec", "Plan", "Profiled", "Request", "Run", "RunError", "ScaleModel", "Shown", "Simulation",
+    "Sweep", "Workload", "check", "compare", "load_hardware", "load_model", "plan", "plot_accuracy", "plot_curve",
+    "profile", "read_plan", "scale_model", "show", "sweep",
+]  # fmt: skip
 
 INTERRUPTED, PATIENCE_S = 130, 5.0
 
@@ -54,23 +64,23 @@ def plan_command(
     Example: hybridserve plan --model opt-30b --hardware rtx4090-pcie4 --requests 128 --prompt-len 1024 --gen-len 128
     """
     chosen = selection.policy_named(policy, "--policy")
-    selection.check_options([chosen], "--policy", act_share=act_share, mini_batches=mini_batches, waves=waves)
     if isinstance(chosen, Peer) and output:
         what = f"'{policy}' is another system: what it would do is predicted, there is no plan to write"
         raise InputError(what, where="--output", cure=f"Leave it out, or choose one of {', '.join(POLICIES)}")
-    selection.check_files({"--output": output}, [workload, Path(hardware), *selection.model_files(model)])
-    spec, profile = load_model(model, dtype), selection.capped(load_hardware(hardware), gpu_memory_gb)
-    job = job_of(requests, prompt_len, gen_len, workload, model)
-    fixed = selection.options(act_share, mini_batches, waves, job)
+    given = Given(
+        model, hardware, workload, dtype, gpu_memory_gb, requests, prompt_len, gen_len, act_share, mini_batches, waves
+    )
+    selection.check_files({"--output": output}, given.files())
     if isinstance(chosen, Peer):
-        check_fits(job, spec)
-        other = chosen.forecast(CostModel(profile, spec), job)
-        return terminal.show(as_json, forecast_result(other, profile), forecast_report(other, profile, spec.name))
+        what_is_given = selected(given, [chosen], "--policy")
+        other = forecast_of(chosen, what_is_given)
+        shown = forecast_report(other, what_is_given.hardware, what_is_given.model.name)
+        return terminal.show(as_json, forecast_result(other, what_is_given.hardware), shown)
     with terminal.status(f"planning {chosen.name}"):
-        found = make_plan(profile, spec, job, chosen, fixed)
+        found = planned(given, chosen)
     if output:
-        found.write(output)
-    terminal.show(as_json, plan_result(found), report.plan_report(found))
+        found.record.write(output)
+    terminal.show(as_json, found.result(), found.report())
     terminal.written(output)
 
 
@@ -81,11 +91,10 @@ def simulate_command(plan: flags.PlanFile, trace: flags.Trace = None, as_json: f
     Example: hybridserve simulate plan.yaml --trace predicted.json
     """
     selection.check_files({"--trace": trace}, [plan])
-    found = read_plan(plan)
-    timeline = predicted_timeline(found, plan)
+    found = read_plan(plan).simulate()
     if trace:
-        write_trace(trace, {"predicted": timeline})
-    terminal.show(as_json, {**plan_result(found), **times(timeline)}, report.plan_report(found))
+        found.write_trace(trace)
+    terminal.show(as_json, found.result(), found.report())
     terminal.written(trace)
 
 
@@ -97,9 +106,8 @@ def explain_command(plan: flags.PlanFile, as_json: flags.Json = False) -> None:
     """
     found = read_plan(plan)
     with terminal.status("simulating"):
-        predicted_timeline(found, plan)
-        where = attribute_waves(found.hardware, found.model, found.waves)
-    terminal.show(as_json, explain_result(found, where), explain_report(found, where))
+        where = found.explain()
+    terminal.show(as_json, where.result(), where.report())
 
 
 app.command("run")(run_command)
@@ -121,33 +129,11 @@ def compare_command(
 
     Example: hybridserve compare --model opt-30b --hardware rtx4090-pcie4 --requests 64 --prompt-len 512 --gen-len 64
     """
-    is_fixed = any(value is not None for value in (act_share, mini_batches, waves))
-    chosen = selection.policies_named(policies, execute, ours=execute or is_fixed)
-    selection.check_options(chosen, "--policies", act_share=act_share, mini_batches=mini_batches, waves=waves)
-    spec, profile = load_model(model, dtype), selection.capped(load_hardware(hardware), gpu_memory_gb)
-    job = job_of(requests, prompt_len, gen_len, workload, model)
-    fixed = selection.options(act_share, mini_batches, waves, job)
-    if execute:
-        need_runtime()
-    refused: dict[str, str] = {}
-    found = []
-    for policy in chosen:
-        with terminal.status(f"planning {policy.name}"):
-            one = selection.try_each(profile, spec, job, policy, fixed, refused)
-        found += [one] if one else []
-    if not found:
-        raise selection.NothingFeasibleError(refused)
-    results = [plan_result(one) if isinstance(one, Plan) else forecast_result(one, profile) for one in found]
-    title = report.job_title(spec.name, profile.id, len(job))
-    shown = [report.policies_report(title, found), *report.refusals(refused)]
-    if execute:
-        from runtime.execution import execute as run  # noqa: PLC0415
-
-        for i, plan in enumerate(one for one in found if isinstance(one, Plan)):
-            with terminal.steps(f"running {plan.policy}") as advance:
-                results[i] = run(plan, progress=advance).result()
-        shown.append(report.errors_report([(result["policy"], result) for result in results]))
-    terminal.show(as_json, {"policies": results, "infeasible": refused}, *shown)
+    given = Given(
+        model, hardware, workload, dtype, gpu_memory_gb, requests, prompt_len, gen_len, act_share, mini_batches, waves
+    )
+    found = compared(given, policies, execute, planning=terminal.status, running=terminal.steps)
+    terminal.show(as_json, found.result(), found.report())
 
 
 app.command("sweep")(sweep_command)
@@ -164,8 +150,8 @@ def show_command(
     Example: hybridserve show rtx4090-pcie4
     """
     with terminal.status("looking up"):
-        data, shown = catalogue.look_up(what, name)
-    terminal.show(as_json, data, shown)
+        found = show(what, name)
+    terminal.show(as_json, found.result(), found.report())
 
 
 @app.command("demo")

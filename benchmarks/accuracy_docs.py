@@ -20,7 +20,7 @@ ACCURACY = "accuracy.json"
 
 def main() -> None:
     """Write the document, and the picture where matplotlib is installed."""
-    from runtime.plots import accuracy_figure  # noqa: PLC0415  (the text alone needs no matplotlib)
+    from runtime.plots.runs import accuracy_figure  # noqa: PLC0415  (the text alone needs no matplotlib)
 
     DOCUMENT.write_text(document())
     points = _load(ACCURACY)["points"]

@@ -27,11 +27,11 @@ class NothingFeasibleError(HybridserveError):
         super().__init__("no policy is feasible\n" + "\n".join(f"{name}: {why}" for name, why in reasons.items()))
 
 
-def job(requests: int | None, prompt_len: int | None, gen_len: int | None, path: Path | None) -> Workload | None:
-    """Equal requests; None when `path` says what the job is. InputError when neither does, or both."""
+def job(requests: int | None, prompt_len: int | None, gen_len: int | None, is_given: bool) -> Workload | None:
+    """Equal requests; None when the job `is_given` otherwise. InputError when neither says it, or both."""
     lengths = {"--requests": requests, "--prompt-len": prompt_len, "--gen-len": gen_len}
     given = [flag for flag, value in lengths.items() if value is not None]
-    if path is not None:
+    if is_given:
         if given:
             what = f"--workload says the lengths already, and so does {given[0]}"
             raise InputError(what, where="--workload", cure="Give one of them")

@@ -8,7 +8,8 @@ from itertools import combinations
 from math import floor, isfinite, log
 
 from planner.errors import InputError
-from planner.hardware import HardwareProfile, load_hardware
+from planner.given import hardware_of
+from planner.hardware import HardwareProfile
 from planner.sweep_keys import Key, find_key
 
 MOST_VALUES = 1000
@@ -40,7 +41,7 @@ class Axis:
         return f"x{text}" if self.relative else text
 
 
-def read_axes(texts: Sequence[str], hardware: str | None) -> tuple[Axis, ...]:
+def read_axes(texts: Sequence[str], hardware: str | HardwareProfile | None) -> tuple[Axis, ...]:
     """The axes of every `--set`, the first varying slowest. `hardware`, or the first machine that is swept, says which
     numbers a profile has.
 
@@ -48,10 +49,10 @@ def read_axes(texts: Sequence[str], hardware: str | None) -> tuple[Axis, ...]:
     the same thing.
     """
     machines = [text.partition("=")[2].partition(",")[0].strip() for text in texts if _name(text) == "hardware"]
-    machine = hardware if hardware is not None else next(iter(machines), None)
+    machine: str | HardwareProfile | None = hardware if hardware is not None else next(iter(machines), None)
     if machine is None:
         raise InputError("no hardware given", where="--hardware", cure="Give --hardware, or --set hardware=A,B")
-    profile = load_hardware(machine)
+    profile = hardware_of(machine)
     axes = tuple(_axis(text, profile) for text in texts)
     for one, other in combinations(axes, 2):
         if one.key.overlaps(other.key):

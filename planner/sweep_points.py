@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import product
-from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from planner import selection
 from planner.costs import CostModel
 from planner.errors import InputError
-from planner.hardware import HardwareProfile, load_hardware
-from planner.model import ModelSpec, load_model
+from planner.given import FIXED, LENGTHS, Given, WorkloadOf, hardware_of, model_of
+from planner.hardware import HardwareProfile
+from planner.model import ModelSpec
 from planner.peers.catalogue import Peer
 from planner.policies import Policy
 from planner.search import Options
@@ -20,38 +20,9 @@ from planner.sweep_axes import Axis, Value
 from planner.sweep_keys import Setting, changed_hardware, changed_model
 from planner.workload import Workload, check_fits
 
+T = TypeVar("T")
 MOST_PLANS = 10_000
 """Hours of work: more is a typing mistake."""
-
-FIXED = ("act_share", "mini_batches", "waves")
-"""What a caller may decide instead of the solver."""
-LENGTHS = ("--requests", "--prompt-len", "--gen-len")
-
-WorkloadOf = Callable[[int | None, int | None, int | None, str], Workload]
-"""The job of --requests, --prompt-len, --gen-len and --model."""
-
-
-@dataclass(frozen=True)
-class Given:
-    """What the flags say; None where they are silent. A value that is swept must not be given too."""
-
-    model: str | None
-    hardware: str | None
-    workload: Path | None = None
-    dtype: str | None = None
-    gpu_memory_gb: float | None = None
-    requests: int | None = None
-    prompt_len: int | None = None
-    gen_len: int | None = None
-    act_share: float | None = None
-    mini_batches: int | None = None
-    waves: int | None = None
-
-    def places(self) -> dict[str, str]:
-        """What is given, as keys name what they set, and its flag."""
-        flags = {name: f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None}
-        places = {"gpu.memory.usable_bytes" if name == "gpu_memory_gb" else flag: flag for name, flag in flags.items()}
-        return places | (dict.fromkeys(LENGTHS, "--workload") if self.workload is not None else {})
 
 
 @dataclass(frozen=True)
@@ -104,12 +75,9 @@ class _Builder:
     given: Given
     policies: Sequence[Policy | Peer]
     workload_of: WorkloadOf
-    _read_model: Callable[..., ModelSpec] = field(default_factory=lambda: cache(load_model))
-    _read_hardware: Callable[..., HardwareProfile] = field(default_factory=lambda: cache(load_hardware))
-    _read_job: WorkloadOf = field(init=False)
+    _known: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._read_job = cache(self.workload_of)
         if self.given.model is not None:  # a mistake here is no mistake of a --set
             self._read_model(self.given.model, self.given.dtype)
         if self.given.workload is not None and self.given.model is not None:
@@ -118,6 +86,22 @@ class _Builder:
             selection.capped(self._read_hardware(self.given.hardware), self.given.gpu_memory_gb)
         fixed = {name: getattr(self.given, name) for name in FIXED}
         selection.check_options(self.policies, "--policies", **fixed)
+
+    def _read_model(self, model: str | ModelSpec, dtype: str | None) -> ModelSpec:
+        return self._once(model_of, model, dtype)
+
+    def _read_hardware(self, hardware: str | HardwareProfile) -> HardwareProfile:
+        return self._once(hardware_of, hardware)
+
+    def _read_job(self, *what: Any) -> Workload:
+        return self._once(self.workload_of, *what)
+
+    def _once(self, read: Callable[..., T], *what: Any) -> T:
+        """What `read` makes of `what`. Specs and profiles that were given themselves have no hash."""
+        key = (read, *(one if isinstance(one, str | float | int | None) else id(one) for one in what))
+        if key not in self._known:
+            self._known[key] = read(*what)
+        return cast(T, self._known[key])
 
     def point(self, axes: Sequence[Axis], values: Sequence[Value]) -> Point:
         settings = [Setting(axis.key, value, axis.relative) for axis, value in zip(axes, values, strict=True)]
@@ -155,11 +139,3 @@ class _Builder:
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
-
-
-def names(given: Given, axes: Sequence[Axis]) -> Iterator[tuple[str, str]]:
-    """(what, name) of every model and machine that is read."""
-    for what in ("model", "hardware"):
-        if (one := getattr(given, what)) is not None:
-            yield what, one
-        yield from ((what, str(value)) for axis in axes if axis.key.name == what for value in axis.values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,15 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from planner import report, tables
-from planner.costs import CostModel
 from planner.files import dump_yaml, write_whole
 from planner.hardware import HardwareProfile, load_hardware
-from planner.model import ModelSpec, load_model
+from planner.model import load_model
 from planner.plan import Plan
-from planner.planning import make_plan
-from planner.policies import CACHES, POLICIES, Policy
-from planner.scale import Ratios, scaled_link, scaled_model, scaled_workload
-from planner.search import Options
+from planner.policies import CACHES
+from planner.scale import Ratios
 from planner.speed import Speed
 from planner.trace import write_trace
-from planner.workload import Workload
+from runtime.api.scale import SLOTS_SHARE, ScaleModel
 from runtime.execution import Execution, execute
 from runtime.gauge import Gauge
 from runtime.profiler import Profiler, Request
@@ -42,10 +39,6 @@ GEN_LEN, CURVE_GEN_LEN = 16, 7
 TURNS = 2
 """Runs of each plan; the fastest counts."""
 CURVE_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-SLOTS_SHARE = 0.9
-"""Arena beside weights, as a share of the whole batch's K and V in one layer: room for slots, hardly for residents."""
-STREAMED = Options(max_resident_layers=0, waves=1)
-"""The arena could keep a model of four layers; the card cannot keep the forty-eight that it stands for."""
 
 
 @dataclass(frozen=True)
@@ -115,20 +108,17 @@ class Demo:
 def run_demo(folder: Path, progress: Progress) -> Demo:
     """Measure, plan, execute, compare; writes profile, plans, trace, plot and results into `folder`."""
     stages = Profiler.STAGES + TURNS * (len(CACHES) + len(CURVE_SHARES))
-    model = scaled_model(load_model(TARGET[0]), HIDDEN, LAYERS, VOCAB)
     request = Request(device="cpu", hidden=PROFILE_HIDDEN, heads=PROFILE_HIDDEN // 64, profile_id="this-machine")
     profiler = Profiler(request, lambda done, _, text: progress(done, stages, f"profile: {text}"))
     profile = profiler.run()
-    ratios = Ratios.of(CostModel(load_hardware(TARGET[1]), load_model(TARGET[0])), TARGET[2] * TARGET[3])
-    what = f"{TARGET[0]} on {TARGET[1]}, {TARGET[2]} requests of {TARGET[3]} tokens"
-    hardware = _with_arena(scaled_link(profile, model, ratios, what), model, ratios)
+    scale = ScaleModel.of(
+        profile, load_model(TARGET[0]), load_hardware(TARGET[1]), *TARGET[2:], hidden=HIDDEN, layers=LAYERS,
+        vocab=VOCAB, scale_requests=REQUESTS, gen_len=GEN_LEN, slots_share=SLOTS_SHARE,
+    )  # fmt: skip
+    hardware = scale.hardware
     write_whole(folder / "profile.yaml", dump_yaml(hardware.to_plain()))
-    job, short = (scaled_workload(model, ratios, REQUESTS, steps) for steps in (GEN_LEN, CURVE_GEN_LEN))
-    policies = {name: partial(_plan, model, job, POLICIES[name], STREAMED) for name in CACHES}
-    shares = {
-        f"ACT share {share:.0%}": partial(_plan, model, short, POLICIES["hybrid"], replace(STREAMED, act_share=share))
-        for share in CURVE_SHARES
-    }
+    policies = {name: partial(_plan, scale, GEN_LEN, name, None) for name in CACHES}
+    shares = {f"ACT share {share:.0%}": partial(_plan, scale, CURVE_GEN_LEN, "hybrid", share) for share in CURVE_SHARES}
     planned: dict[str, Planner] = {**policies, **shares}
     gauge = Gauge(hardware, profiler.reference_s)
     fastest = _in_turn(hardware, gauge, planned, lambda done, what: progress(Profiler.STAGES + done, stages, what))
@@ -137,14 +127,14 @@ def run_demo(folder: Path, progress: Progress) -> Demo:
         run.plan.write(folder / f"plan-{run.plan.policy}.yaml")
     best = max(runs, key=lambda run: run.measured.throughput_tokens_per_s)
     write_trace(folder / "trace.json", {"predicted": best.predicted, "measured": best.measured})
-    demo = Demo(hardware, ratios, runs, curve, folder)
+    demo = Demo(hardware, scale.ratios, runs, curve, folder)
     _plot(demo, folder / "demo.png")
     write_whole(folder / "results.json", json.dumps(demo.result(), indent=1))
     return demo
 
 
-def _plan(model: ModelSpec, job: Workload, policy: Policy, options: Options, hardware: HardwareProfile) -> Plan:
-    return make_plan(hardware, model, job, policy, options)
+def _plan(scale: ScaleModel, gen_len: int, policy: str, act_share: float | None, hardware: HardwareProfile) -> Plan:
+    return scale.plan(gen_len, policy, act_share, hardware).record
 
 
 def _in_turn(
@@ -164,16 +154,8 @@ def _in_turn(
     return list(fastest.values())
 
 
-def _with_arena(hardware: HardwareProfile, model: ModelSpec, ratios: Ratios) -> HardwareProfile:
-    """An arena in which the slots fit and most of the cache does not."""
-    job: Workload = scaled_workload(model, ratios, REQUESTS, GEN_LEN)
-    cache = job.total_prompt_tokens * model.kv_bytes_per_token_layer
-    arena = model.outer_bytes + 2 * model.layer_bytes + SLOTS_SHARE * cache
-    return hardware.with_values(**{"gpu.memory.usable_bytes": float(round(arena))})
-
-
 def _plot(demo: Demo, path: Path) -> None:
     """Throughput per policy, and the measured V-curve with the planned point on it."""
-    from runtime.plots import demo_figure  # noqa: PLC0415  (matplotlib is optional)
+    from runtime.plots.runs import demo_figure  # noqa: PLC0415  (matplotlib is optional)
 
     demo_figure(demo.runs, demo.curve, path)

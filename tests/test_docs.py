@@ -26,7 +26,13 @@ from planner.workload import Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
-    [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "hwprofiles" / "README.md", *(ROOT / "docs").glob("*.md")]
+    [
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        ROOT / "hwprofiles" / "README.md",
+        ROOT / "notebooks" / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+    ]
 )
 PLACES = ("planner", "runtime", "hwprofiles", "benchmarks", "tests", "docs", "notebooks")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -22,12 +22,13 @@ from runtime_helpers import small_profile
 
 from planner.costs import CostModel
 from planner.errors import InputError, RunError
+from planner.given import Given
 from planner.hardware import HardwareProfile, load_hardware
 from planner.policies import POLICIES
 from planner.sweep import FIGURES, Row, sweep
 from planner.sweep_axes import Axis, read_axes
 from planner.sweep_keys import ALIASES, FASTEST, Setting, changed_hardware, changed_model, find_key
-from planner.sweep_points import Given, Point, grid
+from planner.sweep_points import Point, grid
 from planner.sweep_report import doubts, flips, sweep_csv, sweep_result
 from planner.what_if import with_more
 from planner.workload import Workload

@@ -13,7 +13,7 @@ from cli_helpers import LENGTHS, cli, write_small_profile
 
 from planner.sweep import FIGURES, Row
 from planner.sweep_axes import read_axes
-from runtime.sweep_plot import is_geometric, sweep_figure
+from runtime.plots.sweeps import is_geometric, sweep_figure
 
 JOB = f"sweep --model opt-tiny --hardware {{d}}/small.yaml {LENGTHS}"
 BARE = "sweep --model opt-tiny --hardware {d}/small.yaml"

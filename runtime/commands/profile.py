@@ -7,15 +7,11 @@ from typing import Annotated
 
 import typer
 
-from planner import catalogue, flags, report, selection, terminal
-from planner.errors import InputError, RunError
-from planner.files import dump_yaml, write_whole
+from planner import flags, selection, terminal
+from planner.errors import InputError
 from planner.hardware import load_hardware
-from planner.speed import Check
+from runtime.api.machines import HIDDEN, LINK_GBPS, check, checked_dtype, measured, refuse_if_outdated
 from runtime.commands.shared import need_runtime
-
-CHECK_TURNS = 24
-"""Readings of each kernel by `profile --check`: a second or two."""
 
 
 def profile_command(
@@ -26,11 +22,11 @@ def profile_command(
     device: Annotated[str, typer.Option("--device", help="cuda or cpu.")] = "cpu",
     link_gbps: Annotated[
         float | None,
-        typer.Option("--link-gbps", min=0.001, max=10_000, help="CPU: pace of the link, GB/s (10^9 bytes)."),
+        typer.Option("--link-gbps", min=LINK_GBPS.low, max=LINK_GBPS.high, help="CPU: pace of the link, 10^9 bytes/s."),
     ] = None,
     gpu_memory_gb: flags.GpuGb = None,
     hidden: Annotated[
-        int, typer.Option("--hidden", min=64, max=2**16, help="Model width to measure kernels at.")
+        int, typer.Option("--hidden", min=int(HIDDEN.low), max=int(HIDDEN.high), help="Model width to measure at.")
     ] = 512,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Default: float32 on cpu, float16 on cuda.")] = None,
     as_json: flags.Json = False, context: typer.Context = None,  # type: ignore[assignment]
@@ -44,40 +40,26 @@ def profile_command(
         return _check_profile(check, output, as_json)
     if output is None:
         raise InputError("no file to write", where="profile", cure="Give -o FILE.yaml, or --check FILE.yaml")
-    selection.one_of("--device", device, ("cpu", "cuda"))
-    kind = dtype or ("float16" if device == "cuda" else "float32")
-    selection.one_of("--dtype", kind, ("float16", "bfloat16", "float32"))
-    selection.check_profile(device, link_gbps, hidden)
+    kind = checked_dtype(device, dtype, link_gbps, hidden)
     selection.check_files({"--output": output})
     need_runtime()
-    from runtime.profiler import Profiler, Request  # noqa: PLC0415
-
-    request = Request(
-        device=device, hidden=hidden, heads=hidden // 64, dtype=kind, profile_id=selection.profile_id(output),
-        link_bytes_per_s=link_gbps * 1e9 if link_gbps else None,
-        gpu_bytes=int(gpu_memory_gb * 1e9) if gpu_memory_gb else None,
-    )  # fmt: skip
-    with terminal.steps("measuring", total=Profiler.STAGES) as advance:
-        profiler = Profiler(request, advance)
-        profile = profiler.run()
-    write_whole(output, dump_yaml(profile.to_plain()))
-    terminal.show(as_json, *catalogue.hardware(profile))
+    with terminal.steps("measuring", total=None) as advance:
+        name = selection.profile_id(output)
+        found = measured(device, kind, hidden, link_gbps, gpu_memory_gb, name, advance=advance)
+    found.write(output)
+    terminal.show(as_json, found.result(), found.report())
     terminal.written(output)
-    for warning in (report.pace_warning(profile, link_gbps), report.noise_warning(profiler.repeatability)):
-        if warning:
-            terminal.err.print(warning, soft_wrap=True)
+    for warning in found.warnings:
+        terminal.err.print(warning, soft_wrap=True)
 
 
 def _check_profile(name: str, output: Path | None, as_json: bool) -> None:
     """`profile --check`: exit code 1, with the verdict, where the profile does not hold."""
     if output is not None:
         raise InputError("--check writes nothing", where="--output", cure="Leave out one of them")
-    hardware = load_hardware(name)
+    load_hardware(name)  # a mistake in it is found before anything else
     need_runtime()
-    from runtime.gauge import Gauge  # noqa: PLC0415
-
-    with terminal.status(f"checking {hardware.id}"):
-        found = Check(hardware, Gauge(hardware).read(CHECK_TURNS))
+    with terminal.status(f"checking {name}"):
+        found = check(name)
     terminal.show(as_json, found.result(), found.report())
-    if not found.describes:
-        raise RunError(found.verdict)
+    refuse_if_outdated(found)

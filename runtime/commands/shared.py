@@ -6,21 +6,36 @@ from pathlib import Path
 
 from planner import selection
 from planner.errors import InputError
+from planner.given import WorkloadOf
+from planner.model import ModelSpec
 from planner.workload import Workload
 from runtime import prompts as lines
 
 
-def job_of(
-    requests: int | None, prompt_len: int | None, gen_len: int | None, path: Path | None, model: str
-) -> Workload:
-    """The workload of the flags; a file holds lengths, or prompts that the checkpoint's tokenizer counts."""
-    equal = selection.job(requests, prompt_len, gen_len, path)
-    if path is None or equal is not None:
-        assert equal is not None
-        return equal
-    if lines.holds_prompts(path):
-        return lines.as_workload(lines.read_prompts(path, lines.Text(Path(model))))
-    return Workload.from_jsonl(path)
+def workload_of(given: Path | Workload | None) -> WorkloadOf:
+    """Finds the workload of the flags: a file holds lengths, or prompts that the checkpoint's tokenizer counts."""
+
+    def found(
+        requests: int | None, prompt_len: int | None, gen_len: int | None, model: str | ModelSpec
+    ) -> Workload:  # fmt: skip
+        equal = selection.job(requests, prompt_len, gen_len, given is not None)
+        if equal is not None:
+            return equal
+        if not isinstance(given, Path):
+            assert given is not None
+            return given
+        if lines.holds_prompts(given):
+            return lines.as_workload(lines.read_prompts(given, lines.Text(_tokenizer_folder(model, given))))
+        return Workload.from_jsonl(given)
+
+    return found
+
+
+def _tokenizer_folder(model: str | ModelSpec, prompts: Path) -> Path:
+    if isinstance(model, str):
+        return Path(model)
+    what = "prompts are counted with the tokenizer of a checkpoint"
+    raise InputError(what, where=str(prompts), cure="Name the checkpoint's folder as the model")
 
 
 def need_runtime() -> None:
@@ -34,10 +49,10 @@ def need_runtime() -> None:
         raise InputError(what, cure="pip install 'hybridserve[runtime]'") from None
 
 
-def need_plots() -> None:
-    """Pictures need matplotlib, which is optional."""
+def need_plots(where: str, or_else: str = "") -> None:
+    """Pictures need matplotlib, which is optional; `or_else`: what there is instead."""
     try:
         import matplotlib  # noqa: F401, PLC0415
     except ImportError:
-        cure = "pip install 'hybridserve[plots]', or leave it out: -o writes the same as CSV"
-        raise InputError("a picture needs matplotlib", where="--plot", cure=cure) from None
+        cure = f"pip install 'hybridserve[plots]'{or_else}"
+        raise InputError("a picture needs matplotlib", where=where, cure=cure) from None

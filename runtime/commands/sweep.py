@@ -11,17 +11,16 @@ import typer
 from planner import flags, selection, sweep_report, terminal
 from planner.errors import InputError
 from planner.files import write_whole
+from planner.given import Given
 from planner.policies import CACHES
-from planner.sweep import cores, sweep
 from planner.sweep_axes import Axis, read_axes
-from planner.sweep_points import Given, WorkloadOf, grid, names
-from planner.workload import Workload
-from runtime.commands.shared import job_of, need_plots
+from runtime.api.sweeping import swept_axes
+from runtime.commands.shared import need_plots
 
 MOST_WORKERS = 1024
 PICTURES = (".png", ".svg", ".pdf")
 MOST_DRAWN = 2
-"""Keys in one picture: one along it, one in its lines."""
+"""Keys in one picture."""
 
 Model = Annotated[str | None, typer.Option("--model", help="As of plan, unless --set model=A,B says it.")]
 Hardware = Annotated[str | None, typer.Option("--hardware", help="As of plan, unless --set hardware=A,B says it.")]
@@ -47,32 +46,21 @@ def sweep_command(
     Example: hybridserve sweep --model opt-6.7b --hardware rtx4090-pcie4 --requests 64 --prompt-len 512 --gen-len 32
     --set link.h2d=16,25,32,50 --policies hybrid,kv-only -o sweep.csv
     """
-    chosen = selection.policies_named(policies, execute=False, ours=False)
     given = Given(
         model, hardware, workload, dtype, gpu_memory_gb, requests, prompt_len, gen_len, act_share, mini_batches, waves
     )
     axes = read_axes(to_set, hardware)
     _check_outputs(output, plot, given, axes)
-    points = grid(given, axes, chosen, _workload_of(workload))
     with terminal.steps("sweeping") as advance:
-        rows = sweep(points, chosen, workers or cores(), advance)
-    if all(row.figures is None for row in rows):
-        raise selection.NothingFeasibleError(sweep_report.reasons(axes, rows))
+        found = swept_axes(given, axes, policies, workers, advance)
     if output:
-        write_whole(output, sweep_report.sweep_csv(axes, rows))
+        write_whole(output, sweep_report.sweep_csv(axes, found.plans))
     if plot:
-        from runtime.sweep_plot import sweep_figure  # noqa: PLC0415  (matplotlib is optional)
+        from runtime.plots.sweeps import sweep_figure  # noqa: PLC0415  (matplotlib is optional)
 
-        sweep_figure(axes, rows, plot)
-    terminal.show(as_json, sweep_report.sweep_result(axes, rows), *sweep_report.sweep_report(axes, rows))
+        sweep_figure(axes, found.plans, plot)
+    terminal.show(as_json, found.result(), found.report())
     terminal.written(output, plot)
-
-
-def _workload_of(path: Path | None) -> WorkloadOf:
-    def found(requests: int | None, prompt_len: int | None, gen_len: int | None, model: str) -> Workload:
-        return job_of(requests, prompt_len, gen_len, path, model)
-
-    return found
 
 
 def _check_outputs(output: Path | None, plot: Path | None, given: Given, axes: Sequence[Axis]) -> None:
@@ -82,8 +70,9 @@ def _check_outputs(output: Path | None, plot: Path | None, given: Given, axes: S
         if len(axes) > MOST_DRAWN:
             what = f"a picture shows one or two keys, not {len(axes)}"
             raise InputError(what, where="--plot", cure="Leave it out, or sweep fewer keys at once")
-        need_plots()
-    read = [given.workload]
-    for what, name in names(given, axes):
-        read += selection.model_files(name) if what == "model" else [Path(name)]
+        need_plots("--plot", ", or leave it out: -o writes the same as CSV")
+    read = given.files()
+    for axis in axes:
+        if axis.key.name in ("model", "hardware"):
+            read += [file for value in axis.values for file in selection.model_files(str(value))]
     selection.check_files({"--output": output, "--plot": plot}, read)
