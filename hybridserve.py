@@ -84,7 +84,7 @@ def simulate_command(plan: flags.PlanFile, trace: flags.Trace = None, as_json: f
     found = read_plan(plan)
     timeline = predicted_timeline(found, plan)
     if trace:
-        write_trace(trace, {"predicted": timeline})
+        write_trace(trace, found, {"predicted": timeline})
     terminal.show(as_json, {**plan_result(found), **times(timeline)}, report.plan_report(found))
     terminal.written(trace)
 
