@@ -52,7 +52,7 @@ def trace_events(plan: Plan, timelines: Mapping[str, Timeline]) -> list[Event]:
     events: list[Event] = []
     for pid, (name, timeline) in enumerate(timelines.items(), start=1):
         process = _Process(pid, job, timeline, begins[name], shown)
-        events += process.named(name if len(timelines) == 1 else f"{name}, aligned step by step")
+        events += process.named(name, "aligned step by step" if len(timelines) > 1 else "")
         events += [*process.steps(), *process.operations(), *process.counters()]
     return events
 
@@ -183,9 +183,11 @@ class _Process:
         starts, ends = (np.rint(1e9 * (one + later)).astype(np.int64) for one in (rows.start_s, rows.end_s))
         return starts.tolist(), ends.tolist()
 
-    def named(self, name: str) -> Iterator[Event]:
+    def named(self, name: str, label: str) -> Iterator[Event]:
         """Names and order of the process and its lanes."""
         yield self._meta("process_name", 0, {"name": name})
+        if label:
+            yield self._meta("process_labels", 0, {"labels": label})
         yield self._meta("process_sort_index", 0, {"sort_index": self.pid})
         for lane, stream in enumerate((STEPS, *STREAMS)):
             yield self._meta("thread_name", lane, {"name": stream})

@@ -73,12 +73,13 @@ def ends(event: Event) -> float:
 def test_processes_and_lanes_are_named_in_order() -> None:
     meta = of(BOTH, lambda e: e["ph"] == "M")
     names = [e["args"]["name"] for e in meta if e["name"] == "process_name"]
-    assert names == ["predicted, aligned step by step", "measured, aligned step by step"]
+    assert names == ["predicted", "measured"]
+    assert [e["args"]["labels"] for e in meta if e["name"] == "process_labels"] == ["aligned step by step"] * 2
     lanes = [(e["tid"], e["args"]["name"]) for e in meta if e["name"] == "thread_name"]
     assert lanes == list(enumerate(["steps", "h2d", "compute", "d2h"])) * 2
     assert [e["args"]["sort_index"] for e in meta if e["name"] == "thread_sort_index"] == [0, 1, 2, 3] * 2
     alone = trace_events(PLAN, {"predicted": PREDICTED})
-    assert alone[0]["args"] == {"name": "predicted"}
+    assert not of(alone, lambda e: e["name"] == "process_labels")
 
 
 def test_every_operation_is_a_slice_with_its_layer_and_mini_batch() -> None:
@@ -153,7 +154,12 @@ def test_arrows_lead_from_transfers_to_what_waits_for_them() -> None:
         assert source["ts"] <= out["ts"] < ends(source) and source["tid"] != COMPUTE
         assert into["ts"] == target["ts"] >= ends(source) - 0.001 and into["bp"] == "e"
     kinds = {(source["name"].split()[0], target["name"].split()[0]) for (_, source), (_, target) in arrows}
-    assert {("load_act", "rebuild"), ("load_kv", "forward"), ("load_weights", "prefill"), ("store", "load_act")} <= kinds
+    assert {
+        ("load_act", "rebuild"),
+        ("load_kv", "forward"),
+        ("load_weights", "prefill"),
+        ("store", "load_act"),
+    } <= kinds
     loads = int(columns.is_kind("load_act", "load_kv").sum())
     mine = [source for (_, source), (_, target) in arrows if source["pid"] == FAST and target["tid"] == COMPUTE]
     assert len([e for e in mine if e["name"].startswith(("load_act", "load_kv"))]) == loads
