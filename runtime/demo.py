@@ -126,7 +126,7 @@ def run_demo(folder: Path, progress: Progress) -> Demo:
     for run in runs:
         run.plan.write(folder / f"plan-{run.plan.policy}.yaml")
     best = max(runs, key=lambda run: run.measured.throughput_tokens_per_s)
-    write_trace(folder / "trace.json", {"predicted": best.predicted, "measured": best.measured})
+    write_trace(folder / "trace.json", best.plan, {"predicted": best.predicted, "measured": best.measured})
     demo = Demo(hardware, scale.ratios, runs, curve, folder)
     _plot(demo, folder / "demo.png")
     write_whole(folder / "results.json", json.dumps(demo.result(), indent=1))

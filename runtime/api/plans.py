@@ -225,7 +225,7 @@ class Simulation(Result):
     def write_trace(self, path: str | Path) -> Path:
         """Write a trace that ui.perfetto.dev opens; InputError where that cannot be."""
         selection.check_files({"path": Path(path)}, self.plan.given.files())
-        write_trace(Path(path), {"predicted": self.timeline})
+        write_trace(Path(path), self.plan.record, {"predicted": self.timeline})
         return Path(path)
 
     def result(self) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Run(Result):
 
     def write_trace(self, path: str | Path) -> Path:
         """Write a trace with both timelines, for ui.perfetto.dev; InputError where that cannot be."""
-        write_trace(Path(path), {"predicted": self.predicted, "measured": self.measured})
+        write_trace(Path(path), self.execution.plan, {"predicted": self.predicted, "measured": self.measured})
         return Path(path)
 
     def result(self) -> dict[str, Any]:

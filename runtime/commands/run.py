@@ -87,7 +87,7 @@ def _run(
             keep=keep if journal else None, ends=ends,
         )  # fmt: skip
     if trace:
-        write_trace(trace, {"predicted": done.predicted, "measured": done.measured})
+        write_trace(trace, plan, {"predicted": done.predicted, "measured": done.measured})
     result = done.result()
     terminal.show(
         as_json, result, report.streams_report(plan.policy, done.predicted, done.measured, plan.hardware.link),
