@@ -75,7 +75,7 @@ class Run(Result):
     def report(self) -> RenderableType:
         name = self.plan.policy
         return Group(
-            report.streams_report(name, self.predicted, self.measured),
+            report.streams_report(name, self.predicted, self.measured, self.execution.plan.hardware.link),
             report.kinds_report(name, self.predicted, self.measured), report.errors_report([(name, self.result())]),
         )  # fmt: skip
 
