@@ -98,8 +98,7 @@ class Offloaded:
     def __init__(self, folder: Path, link: Pace) -> None:
         from accelerate import cpu_offload  # noqa: PLC0415  (only this benchmark needs it)
 
-        self.model: Any = OPTForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.model.eval()
+        self.model: Any = OPTForCausalLM.from_pretrained(folder, dtype=torch.float32)  # in evaluation mode
         self.weights: list[PacedWeights] = []
         for layer in self.model.model.decoder.layers:
             paced = PacedWeights({name: p.detach().clone() for name, p in layer.state_dict().items()}, link)

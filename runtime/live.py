@@ -26,7 +26,7 @@ class Live:
         self.made += tokens
         now = self.clock()
         self._seen.append((now, self.made))
-        while len(self._seen) > 2 and now - self._seen[1][0] >= WINDOW_S:
+        while len(self._seen) > 2 and now - self._seen[0][0] > WINDOW_S:
             self._seen.popleft()
         self._show()
 

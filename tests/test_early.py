@@ -24,6 +24,8 @@ from runtime.weights import RandomWeights
 
 MODEL = load_model("opt-tiny")
 ALIKE = Workload.uniform(6, 20, 24)
+SCARCE = 1.2e6
+"""GPU bytes that hold slots and little more: the cache is on the host."""
 LENGTHS = (24, 3, 9, 24, 1, 9)
 """Where the requests end: neighbours of a group go at different steps, the first token of one is its last."""
 
@@ -50,8 +52,7 @@ def cut(result: Result, lengths: Sequence[int]) -> list[list[int]]:
     return [tokens[:n] for tokens, n in zip(result.tokens, lengths, strict=True)]
 
 
-@pytest.mark.parametrize("kind", [CpuDevice, RaggedCpu])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed, kind", [(0, CpuDevice), (1, RaggedCpu), (2, CpuDevice)])
 def test_tokens_are_those_of_a_run_to_the_planned_end(seed: int, kind: type[CpuDevice]) -> None:
     """Every form of every block, in groups of one, and in groups whose neighbours go."""
     plan = planned(MODEL, ALIKE, mini_batches=1 + seed, max_resident_layers=seed, act_share=0.5)
@@ -59,7 +60,7 @@ def test_tokens_are_those_of_a_run_to_the_planned_end(seed: int, kind: type[CpuD
         assert run(one, LENGTHS, kind).tokens == cut(run(one, kind=kind), LENGTHS)
 
 
-@pytest.mark.parametrize("gpu_bytes", [1.7e6, 2.6e6, 1e8])
+@pytest.mark.parametrize("gpu_bytes", [SCARCE, 2.6e6])
 def test_wherever_the_cache_lies(gpu_bytes: float) -> None:
     for policy in ("kv-only", "act-only"):
         plan = planned(MODEL, ALIKE, policy=policy, gpu_bytes=gpu_bytes)
@@ -78,7 +79,7 @@ def test_planned_ends_and_early_ones_together_and_in_waves() -> None:
 
 def test_who_has_ended_is_neither_moved_nor_computed() -> None:
     """From the second step after his last token on. K and V of all others cross the link whole."""
-    plan = planned(MODEL, ALIKE, policy="kv-only", mini_batches=1, max_resident_layers=0, gpu_bytes=1.7e6)
+    plan = planned(MODEL, ALIKE, policy="kv-only", mini_batches=1, max_resident_layers=0, gpu_bytes=SCARCE)
     groups = plan.decisions.mini_batches[0].groups
     loads = [span for span in run(plan, LENGTHS).timeline.spans if span.kind == "load_kv"]
     assert loads
@@ -102,7 +103,7 @@ def test_a_wave_is_over_when_all_have_ended() -> None:
 
 
 def test_a_mini_batch_that_is_empty_costs_no_link_time() -> None:
-    plan = planned(MODEL, ALIKE, policy="kv-only", mini_batches=3, max_resident_layers=0, gpu_bytes=1.7e6)
+    plan = planned(MODEL, ALIKE, policy="kv-only", mini_batches=3, max_resident_layers=0, gpu_bytes=SCARCE)
     gone = plan.decisions.mini_batches[1].requests
     spans = run(plan, [2 if r in gone else 24 for r in range(6)]).timeline.spans
     assert {span.nbytes for span in spans if span.part == 1 and span.step > 4 and span.kind != "load_weights"} == {0}
