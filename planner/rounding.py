@@ -243,6 +243,7 @@ class _Appender:
         """[lifetimes, forms] blocks of requests that still generate."""
         for r in order:
             np.add.at(self._alive[self._row[life[r]]], [self._column[form] for form in blocks[r]], 1.0)
+        self._totals, self._held = self._alive.sum(axis=1), self._alive.sum(axis=0)
         self._alike = list(_alike(order, requests, blocks).items())
         # Where all requests begin their blocks together, what is held changes only then, so it must suit what follows.
         together = len({requests[r].prompt_len % BLOCK_TOKENS for r in order}) == 1
@@ -259,7 +260,10 @@ class _Appender:
             # A block begun at step t is read from step t + 1 on.
             form = self._next_form(group, step + 1)
             self._placed[form] += len(group)
-            self._alive[self._row[self._life[group[0]]], self._column[form]] += len(group)
+            row, column = self._row[self._life[group[0]]], self._column[form]
+            self._alive[row, column] += len(group)
+            self._totals[row] += len(group)
+            self._held[column] += len(group)
             for request in group:
                 self._blocks[request].append(form)
 
@@ -274,7 +278,10 @@ class _Appender:
         while self._ending and self._requests[self._ending[-1]].gen_len - 1 < step:
             ended = self._ending.pop()
             columns = [self._column[form] for form in self._blocks[ended]]
-            np.subtract.at(self._alive[self._row[self._life[ended]]], columns, 1.0)
+            row, counts = self._row[self._life[ended]], np.bincount(columns, minlength=len(self._held))
+            self._alive[row] -= counts
+            self._totals[row] -= len(columns)
+            self._held -= counts
 
     def _next_form(self, group: Sequence[int], step: int) -> CacheForm:
         """The form for the next block of each of `group`: what their lifetime and all requests together lack most.
@@ -282,18 +289,22 @@ class _Appender:
         They keep to that of their blocks so far unless another falls too far below its share.
         """
         more, own, mine = len(group), self._blocks[group[0]][-1], self._row[self._life[group[0]]]
-        allowed = [
-            f for f in self._shares.forms if not f.on_gpu or self._placed[f] + more <= self._limits.get(f, 0)
-        ] or self._shares.forms
-        totals = self._alive.sum(axis=1)
-        totals[mine] += more
-        # Blocks by which each form is below its share of each lifetime's, `more` of them to come.
-        lacking = self._wanted[step + self._ahead] * totals[:, None] - self._alive
-        behind = (lacking[mine] + lacking.sum(axis=0) if len(totals) > 1 else lacking[mine]).tolist()
-        lacks = {f: behind[column] for f, column in self._column.items()}
-        neediest = max(allowed, key=lambda f: lacks[f])
-        slack = more + self._stick * totals[mine] if self._stick else 0.0
+        allowed = self._allowed(more)
+        wanted = self._wanted[step + self._ahead]
+        total = self._totals[mine] + more
+        # Blocks by which each form is below its share of a lifetime's, `more` of them to come.
+        lacking = wanted[mine] * total - self._alive[mine]
+        if len(self._totals) > 1:
+            lacking = lacking + self._totals @ wanted + more * wanted[mine] - self._held
+        lacks = dict(zip(self._shares.forms, lacking.tolist(), strict=True))
+        neediest = max(allowed, key=lacks.__getitem__)
+        slack = more + self._stick * total if self._stick else 0.0
         return own if own in allowed and lacks[neediest] - lacks[own] <= slack else neediest
+
+    def _allowed(self, more: int) -> Sequence[CacheForm]:
+        """Forms that may take as many more blocks."""
+        forms = self._shares.forms
+        return [f for f in forms if not f.on_gpu or self._placed[f] + more <= self._limits.get(f, 0)] or forms
 
 
 _Alike = tuple[int, int, tuple[CacheForm, ...]]

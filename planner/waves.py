@@ -30,6 +30,10 @@ from planner.workload import Request, Workload
 
 MAX_CUTS = 5
 """Numbers of waves planned once a plan is known: neighbours differ little, and each takes seconds."""
+MANY_REQUESTS = 1000
+"""In waves, beyond which only the first number of waves that has a plan is planned, and none of them in every way."""
+MANY_WAVES = 4
+"""Beyond so many different waves only one is planned by a search; the others take over its number of mini-batches."""
 FEW_KINDS = 2
 """Different waves up to which each is worth a second look."""
 
@@ -136,13 +140,14 @@ class WaveSearch:
         push(1, len(self.requests))
         tried: set[int] = set()
         if heap and self.hardest().run() is not None:
-            best = self._first(bound.fewest_waves, tried)
+            best = self._first(max(bound.fewest_waves, bound.fewest_by_blocks), tried)
         if best is None:
             return None
         cuts = 0
         while heap:
             total_s, low, high, waves = heapq.heappop(heap)
-            if total_s >= best.timeline.total_s * (1 - TOLERANCE) or cuts >= MAX_CUTS:
+            most_cuts = MAX_CUTS if len(best.waves) <= MANY_WAVES and len(self.requests) <= MANY_REQUESTS else 0
+            if total_s >= best.timeline.total_s * (1 - TOLERANCE) or cuts >= most_cuts:
                 proven.append(total_s)
                 break
             if low < high:
@@ -211,7 +216,8 @@ class WaveSearch:
         while True:
             parts: list[_Wave] = []
             for wave in reversed(members):  # where memory is short, the last is the first not to fit
-                found = self._wave(wave, most, thorough=kinds <= FEW_KINDS)
+                like = parts[-1].found.decisions if parts and kinds > MANY_WAVES else None
+                found = self._wave(wave, most, kinds <= FEW_KINDS and len(self.requests) <= MANY_REQUESTS, like)
                 if found is None:
                     return None
                 parts.insert(0, found)
@@ -225,14 +231,26 @@ class WaveSearch:
     def _lengths(self, wave: Sequence[int]) -> tuple[tuple[int, int], ...]:
         return tuple((self.requests[r].prompt_len, self.requests[r].gen_len) for r in wave)
 
-    def _wave(self, members: Sequence[int], most_resident: int | None, thorough: bool) -> _Wave | None:
-        """The plan of one wave; equal waves are planned once."""
+    def _wave(
+        self, members: Sequence[int], most_resident: int | None, thorough: bool, like: Decisions | None
+    ) -> _Wave | None:
+        """The plan of one wave; equal waves are planned once. `like`: decisions for one that hardly differs."""
         key = (self._lengths(members), most_resident, thorough)
         if key not in self._known:
-            options = replace(self.options, max_resident_layers=most_resident)
+            options = replace(self.options, max_resident_layers=most_resident, vary_slots=False)
             job = Workload(tuple(self.requests[r] for r in members))
             search = Search(self.costs, job, self.policy.forms, options)
-            chosen = best_of(search) if thorough else None
-            found = chosen[0] if chosen else search.run()
-            self._known[key] = _Wave(search, found) if found else None
+            self._known[key] = self._like(search, like) if like else None
+            if self._known[key] is None:
+                chosen = best_of(search) if thorough else None
+                found = chosen[0] if chosen else search.run()
+                self._known[key] = _Wave(search, found) if found else None
         return self._known[key]
+
+    @staticmethod
+    def _like(search: Search, like: Decisions) -> _Wave | None:
+        """The plan with as many resident layers and mini-batches as `like`."""
+        layers = len(like.resident_layers)
+        fixed = search.varied(min_resident_layers=layers, max_resident_layers=layers)
+        found = fixed.like_another(len(like.mini_batches))
+        return _Wave(search, found) if found else None
