@@ -146,7 +146,8 @@ class WaveSearch:
         cuts = 0
         while heap:
             total_s, low, high, waves = heapq.heappop(heap)
-            most_cuts = MAX_CUTS if len(best.waves) <= MANY_WAVES and len(self.requests) <= MANY_REQUESTS else 0
+            many = len({wave.shape for wave in best.waves}) > MANY_WAVES or len(self.requests) > MANY_REQUESTS
+            most_cuts = 0 if many else MAX_CUTS
             if total_s >= best.timeline.total_s * (1 - TOLERANCE) or cuts >= most_cuts:
                 proven.append(total_s)
                 break
