@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import permutations
+from itertools import groupby, permutations
 from math import floor
 
 import numpy as np
@@ -254,24 +254,35 @@ class _Appender:
 
     def run(self) -> None:
         """Alike requests stay alike, to be attended in one call."""
-        for step, n in sorted(self._begun()):
+        for (step, mine), begun in groupby(sorted(self._begun()), key=lambda one: one[:2]):
             self._end_before(step + 1)
-            group = self._alike[n][1]
             # A block begun at step t is read from step t + 1 on.
-            form = self._next_form(group, step + 1)
-            self._placed[form] += len(group)
-            row, column = self._row[self._life[group[0]]], self._column[form]
-            self._alive[row, column] += len(group)
-            self._totals[row] += len(group)
-            self._held[column] += len(group)
-            for request in group:
-                self._blocks[request].append(form)
+            wanted, lacking = self._lacking(mine, step + 1 + self._ahead)
+            for _, _, n in begun:
+                self._place(self._alike[n][1], mine, wanted, lacking)
 
-    def _begun(self) -> Iterator[tuple[int, int]]:
-        """(step, number of the alike requests) of every block: step t stores token prompt + t - 1."""
-        for n, ((prompt, gen, _), _) in enumerate(self._alike):
+    def _place(self, group: Sequence[int], mine: int, wanted: Sequence[float], lacking: list[float]) -> None:
+        """The next block of each of `group`; `lacking` is kept up to date."""
+        more = len(group)
+        counted = more * (2 if len(self._totals) > 1 else 1)
+        for column, share in enumerate(wanted):
+            lacking[column] += counted * share
+        column = self._next_column(self._column[self._blocks[group[0]][-1]], more, self._totals[mine] + more, lacking)
+        form = self._shares.forms[column]
+        lacking[column] -= counted
+        self._placed[form] += more
+        self._alive[mine, column] += more
+        self._totals[mine] += more
+        self._held[column] += more
+        for request in group:
+            self._blocks[request].append(form)
+
+    def _begun(self) -> Iterator[tuple[int, int, int]]:
+        """(step, lifetime, number of the alike requests) of every block: step t stores token prompt + t - 1."""
+        for n, ((prompt, gen, _), members) in enumerate(self._alike):
+            mine = self._row[self._life[members[0]]]
             for block in range(blocks_for(prompt), blocks_for(prompt + gen - 1)):
-                yield block * BLOCK_TOKENS - prompt + 1, n
+                yield block * BLOCK_TOKENS - prompt + 1, mine, n
 
     def _end_before(self, step: int) -> None:
         """Forget the blocks of requests that are not read in `step` any more."""
@@ -283,28 +294,26 @@ class _Appender:
             self._totals[row] -= len(columns)
             self._held -= counts
 
-    def _next_form(self, group: Sequence[int], step: int) -> CacheForm:
-        """The form for the next block of each of `group`: what their lifetime and all requests together lack most.
-
-        They keep to that of their blocks so far unless another falls too far below its share.
-        """
-        more, own, mine = len(group), self._blocks[group[0]][-1], self._row[self._life[group[0]]]
-        allowed = self._allowed(more)
-        wanted = self._wanted[step + self._ahead]
-        total = self._totals[mine] + more
-        # Blocks by which each form is below its share of a lifetime's, `more` of them to come.
-        lacking = wanted[mine] * total - self._alive[mine]
+    def _lacking(self, mine: int, step: int) -> tuple[list[float], list[float]]:
+        """By form: the share wanted of one lifetime's blocks, and how many it lacks of that and of all together."""
+        wanted = self._wanted[step]
+        lacking = wanted[mine] * self._totals[mine] - self._alive[mine]
         if len(self._totals) > 1:
-            lacking = lacking + self._totals @ wanted + more * wanted[mine] - self._held
-        lacks = dict(zip(self._shares.forms, lacking.tolist(), strict=True))
-        neediest = max(allowed, key=lacks.__getitem__)
-        slack = more + self._stick * total if self._stick else 0.0
-        return own if own in allowed and lacks[neediest] - lacks[own] <= slack else neediest
+            lacking = lacking + self._totals @ wanted - self._held
+        return wanted[mine].tolist(), lacking.tolist()
 
-    def _allowed(self, more: int) -> Sequence[CacheForm]:
-        """Forms that may take as many more blocks."""
+    def _next_column(self, own: int, more: int, total: float, lacking: Sequence[float]) -> int:
+        """The form for the next block of each of `more` alike requests: what is lacking most.
+
+        They keep to that of their blocks so far, `own`, unless another falls too far below its share.
+        """
         forms = self._shares.forms
-        return [f for f in forms if not f.on_gpu or self._placed[f] + more <= self._limits.get(f, 0)] or forms
+        allowed = [
+            i for i, f in enumerate(forms) if not f.on_gpu or self._placed[f] + more <= self._limits.get(f, 0)
+        ] or range(len(forms))  # fmt: skip
+        neediest = max(allowed, key=lacking.__getitem__)
+        slack = more + self._stick * total if self._stick else 0.0
+        return own if own in allowed and lacking[neediest] - lacking[own] <= slack else neediest
 
 
 _Alike = tuple[int, int, tuple[CacheForm, ...]]

@@ -194,11 +194,16 @@ class Search:
         found = [self._bound(*self._counts, streams) for streams in (True, False)]
         return min((bound for bound in found if bound is not None), default=None)
 
-    def like_another(self, count: int) -> Found | None:
+    @property
+    def margins(self) -> tuple[float, float]:
+        """Bytes of GPU and host that the last rounding took."""
+        return self._decider.margins
+
+    def like_another(self, count: int, margins: tuple[float, float]) -> Found | None:
         """Decisions with `count` mini-batches, as for a job that hardly differs and is planned already: nothing bounds
-        them. The options fix the resident layers."""
+        them. The options fix the resident layers; `margins` are what rounding took there."""
         one = self._solve(self._batches(min(count, len(self.requests))))
-        decisions = self._decider.rounded(one) if one else None
+        decisions = self._decider.rounded(one, margins) if one else None
         return Found(decisions, one.split.objective_s, 0.0, 1) if one and decisions else None
 
     def composed(self, batches: list[list[int]], below_s: float) -> Found | None:

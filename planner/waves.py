@@ -60,6 +60,8 @@ class _Wave:
 
     search: Search
     found: Found
+    margins: tuple[float, float]
+    """Bytes of GPU and host that rounding took."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class WaveSearch:
         proven: list[float] = []
         if chosen is not None:
             found, timeline = chosen
-            best, proven = _Planned((found.decisions,), timeline, (_Wave(self.whole, found),)), [found.bound_s]
+            best, proven = _Planned((found.decisions,), timeline, (_Wave(self.whole, found, (0.0, 0.0)),)), [found.bound_s]
         if best or len(self.requests) == 1 or fixed:
             return best.bounded(proven[0]) if best else None
         return self._more_waves()
@@ -140,7 +142,9 @@ class WaveSearch:
         push(1, len(self.requests))
         tried: set[int] = set()
         if heap and self.hardest().run() is not None:
-            best = self._first(max(bound.fewest_waves, bound.fewest_by_blocks), tried)
+            fewest = max(bound.fewest_waves, bound.fewest_by_blocks)
+            # Of very many requests only one number of waves is planned: about that where the relaxation is best.
+            best = self._first(max(fewest, round(heap[0][3])) if len(self.requests) > MANY_REQUESTS else fewest, tried)
         if best is None:
             return None
         cuts = 0
@@ -217,7 +221,7 @@ class WaveSearch:
         while True:
             parts: list[_Wave] = []
             for wave in reversed(members):  # where memory is short, the last is the first not to fit
-                like = parts[-1].found.decisions if parts and kinds > MANY_WAVES else None
+                like = parts[0] if parts and kinds > MANY_WAVES else None
                 found = self._wave(wave, most, kinds <= FEW_KINDS and len(self.requests) <= MANY_REQUESTS, like)
                 if found is None:
                     return None
@@ -233,9 +237,9 @@ class WaveSearch:
         return tuple((self.requests[r].prompt_len, self.requests[r].gen_len) for r in wave)
 
     def _wave(
-        self, members: Sequence[int], most_resident: int | None, thorough: bool, like: Decisions | None
+        self, members: Sequence[int], most_resident: int | None, thorough: bool, like: _Wave | None
     ) -> _Wave | None:
-        """The plan of one wave; equal waves are planned once. `like`: decisions for one that hardly differs."""
+        """The plan of one wave; equal waves are planned once. `like`: one that hardly differs."""
         key = (self._lengths(members), most_resident, thorough)
         if key not in self._known:
             options = replace(self.options, max_resident_layers=most_resident, vary_slots=False)
@@ -245,13 +249,14 @@ class WaveSearch:
             if self._known[key] is None:
                 chosen = best_of(search) if thorough else None
                 found = chosen[0] if chosen else search.run()
-                self._known[key] = _Wave(search, found) if found else None
+                self._known[key] = _Wave(search, found, search.margins) if found else None
         return self._known[key]
 
     @staticmethod
-    def _like(search: Search, like: Decisions) -> _Wave | None:
+    def _like(search: Search, like: _Wave) -> _Wave | None:
         """The plan with as many resident layers and mini-batches as `like`."""
-        layers = len(like.resident_layers)
+        decisions = like.found.decisions
+        layers = len(decisions.resident_layers)
         fixed = search.varied(min_resident_layers=layers, max_resident_layers=layers)
-        found = fixed.like_another(len(like.mini_batches))
-        return _Wave(search, found) if found else None
+        found = fixed.like_another(len(decisions.mini_batches), like.margins)
+        return _Wave(search, found, fixed.margins) if found else None
