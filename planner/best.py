@@ -117,7 +117,7 @@ def _variations(search: Search) -> Iterator[Search]:
     """The search itself first."""
     if len(search.requests) > 1:
         yield search
-    for slots in range(search.options.cache_slots + 1, MOST_CACHE_SLOTS + 1):
+    for slots in range(search.options.cache_slots + 1, MOST_CACHE_SLOTS + 1 if search.options.vary_slots else 0):
         yield search.varied(cache_slots=slots)
     if len({r.gen_len for r in search.requests}) > 1:
         yield search.varied(end_together=True)

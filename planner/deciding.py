@@ -40,7 +40,7 @@ def overshoot(costs: CostModel, decisions: Decisions) -> tuple[int, int]:
     return gpu, host - hardware.host.budget_bytes
 
 
-@dataclass(frozen=True)
+@dataclass
 class Decider:
     """One job, whose splits are to be rounded."""
 
@@ -54,12 +54,18 @@ class Decider:
     """For weights, cache and stores."""
     promotes: bool
     """Whether blocks may move to the GPU beyond the split."""
+    margins: tuple[float, float] = (0.0, 0.0)
+    """Bytes of GPU and host that the last rounding took beside the split."""
 
-    def rounded(self, one: Solved) -> Decisions | None:
+    def rounded(self, one: Solved, margins: tuple[float, float] = (0.0, 0.0)) -> Decisions | None:
         """Rounding to whole blocks and slabs can overshoot a full budget a little: then plan with that much less.
 
-        A margin smaller than a block may be rounded away again, so it grows.
+        A margin smaller than a block may be rounded away again, so it grows. `margins` are left from the first.
         """
+        if any(margins):
+            problem = replace(one.problem, gpu_margin_bytes=margins[0], host_margin_bytes=margins[1])
+            if (split := solve(problem)) and (found := self.rounded(replace(one, problem=problem, split=split))):
+                return found
         size = self.prefill_sizes[one.split.prefill]
         decided = replace(
             one.problem, prefill=(size.size,), streams=one.split.resident_layers < self.costs.model.layers,
@@ -75,6 +81,7 @@ class Decider:
             decisions = self._decide(split, one, size)
             gpu, host = overshoot(self.costs, decisions)
             if gpu <= 0 and host <= 0:
+                self.margins = problem.gpu_margin_bytes, problem.host_margin_bytes
                 if gpu < 0 and self.promotes:
                     decisions = promoted(self.costs.model, decisions, -gpu, self.costs.ragged)
                 return self.prefill.widest(decisions, size.chunk, size.passed)

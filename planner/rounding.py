@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import permutations
+from itertools import groupby, permutations
 from math import floor
 
 import numpy as np
@@ -243,6 +243,7 @@ class _Appender:
         """[lifetimes, forms] blocks of requests that still generate."""
         for r in order:
             np.add.at(self._alive[self._row[life[r]]], [self._column[form] for form in blocks[r]], 1.0)
+        self._totals, self._held = self._alive.sum(axis=1), self._alive.sum(axis=0)
         self._alike = list(_alike(order, requests, blocks).items())
         # Where all requests begin their blocks together, what is held changes only then, so it must suit what follows.
         together = len({requests[r].prompt_len % BLOCK_TOKENS for r in order}) == 1
@@ -253,47 +254,66 @@ class _Appender:
 
     def run(self) -> None:
         """Alike requests stay alike, to be attended in one call."""
-        for step, n in sorted(self._begun()):
+        for (step, mine), begun in groupby(sorted(self._begun()), key=lambda one: one[:2]):
             self._end_before(step + 1)
-            group = self._alike[n][1]
             # A block begun at step t is read from step t + 1 on.
-            form = self._next_form(group, step + 1)
-            self._placed[form] += len(group)
-            self._alive[self._row[self._life[group[0]]], self._column[form]] += len(group)
-            for request in group:
-                self._blocks[request].append(form)
+            wanted, lacking = self._lacking(mine, step + 1 + self._ahead)
+            for _, _, n in begun:
+                self._place(self._alike[n][1], mine, wanted, lacking)
 
-    def _begun(self) -> Iterator[tuple[int, int]]:
-        """(step, number of the alike requests) of every block: step t stores token prompt + t - 1."""
-        for n, ((prompt, gen, _), _) in enumerate(self._alike):
+    def _place(self, group: Sequence[int], mine: int, wanted: Sequence[float], lacking: list[float]) -> None:
+        """The next block of each of `group`; `lacking` is kept up to date."""
+        more = len(group)
+        counted = more * (2 if len(self._totals) > 1 else 1)
+        for column, share in enumerate(wanted):
+            lacking[column] += counted * share
+        column = self._next_column(self._column[self._blocks[group[0]][-1]], more, self._totals[mine] + more, lacking)
+        form = self._shares.forms[column]
+        lacking[column] -= counted
+        self._placed[form] += more
+        self._alive[mine, column] += more
+        self._totals[mine] += more
+        self._held[column] += more
+        for request in group:
+            self._blocks[request].append(form)
+
+    def _begun(self) -> Iterator[tuple[int, int, int]]:
+        """(step, lifetime, number of the alike requests) of every block: step t stores token prompt + t - 1."""
+        for n, ((prompt, gen, _), members) in enumerate(self._alike):
+            mine = self._row[self._life[members[0]]]
             for block in range(blocks_for(prompt), blocks_for(prompt + gen - 1)):
-                yield block * BLOCK_TOKENS - prompt + 1, n
+                yield block * BLOCK_TOKENS - prompt + 1, mine, n
 
     def _end_before(self, step: int) -> None:
         """Forget the blocks of requests that are not read in `step` any more."""
         while self._ending and self._requests[self._ending[-1]].gen_len - 1 < step:
             ended = self._ending.pop()
             columns = [self._column[form] for form in self._blocks[ended]]
-            np.subtract.at(self._alive[self._row[self._life[ended]]], columns, 1.0)
+            row, counts = self._row[self._life[ended]], np.bincount(columns, minlength=len(self._held))
+            self._alive[row] -= counts
+            self._totals[row] -= len(columns)
+            self._held -= counts
 
-    def _next_form(self, group: Sequence[int], step: int) -> CacheForm:
-        """The form for the next block of each of `group`: what their lifetime and all requests together lack most.
+    def _lacking(self, mine: int, step: int) -> tuple[list[float], list[float]]:
+        """By form: the share wanted of one lifetime's blocks, and how many it lacks of that and of all together."""
+        wanted = self._wanted[step]
+        lacking = wanted[mine] * self._totals[mine] - self._alive[mine]
+        if len(self._totals) > 1:
+            lacking = lacking + self._totals @ wanted - self._held
+        return wanted[mine].tolist(), lacking.tolist()
 
-        They keep to that of their blocks so far unless another falls too far below its share.
+    def _next_column(self, own: int, more: int, total: float, lacking: Sequence[float]) -> int:
+        """The form for the next block of each of `more` alike requests: what is lacking most.
+
+        They keep to that of their blocks so far, `own`, unless another falls too far below its share.
         """
-        more, own, mine = len(group), self._blocks[group[0]][-1], self._row[self._life[group[0]]]
+        forms = self._shares.forms
         allowed = [
-            f for f in self._shares.forms if not f.on_gpu or self._placed[f] + more <= self._limits.get(f, 0)
-        ] or self._shares.forms
-        totals = self._alive.sum(axis=1)
-        totals[mine] += more
-        # Blocks by which each form is below its share of each lifetime's, `more` of them to come.
-        lacking = self._wanted[step + self._ahead] * totals[:, None] - self._alive
-        behind = (lacking[mine] + lacking.sum(axis=0) if len(totals) > 1 else lacking[mine]).tolist()
-        lacks = {f: behind[column] for f, column in self._column.items()}
-        neediest = max(allowed, key=lambda f: lacks[f])
-        slack = more + self._stick * totals[mine] if self._stick else 0.0
-        return own if own in allowed and lacks[neediest] - lacks[own] <= slack else neediest
+            i for i, f in enumerate(forms) if not f.on_gpu or self._placed[f] + more <= self._limits.get(f, 0)
+        ] or range(len(forms))  # fmt: skip
+        neediest = max(allowed, key=lacking.__getitem__)
+        slack = more + self._stick * total if self._stick else 0.0
+        return own if own in allowed and lacking[neediest] - lacking[own] <= slack else neediest
 
 
 _Alike = tuple[int, int, tuple[CacheForm, ...]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import inf
 
 from planner.bins import AverageBin, exact_bins
@@ -54,6 +55,8 @@ class Options:
     """Form mini-batches of requests that end together, not of all kinds: see `compose_by_end`."""
     waves: int | None = None
     """How many waves the job is cut into; a `Search` plans one of them."""
+    vary_slots: bool = True
+    """Whether more cache slots may be tried: waves share them, so there they stay as they are."""
     simplicity: float = 0.0025
     """Of plans this close to the best, take the one with the fewest mini-batches: fewer operations, same speed."""
 
@@ -84,7 +87,8 @@ class Search:
         self.requests = workload.requests
         lengths = [(r.prompt_len, r.gen_len) for r in self.requests]
         self.epochs: list[Epoch] = like.epochs if like else make_epochs(lengths)
-        self.average: AverageBin = like.average if like else AverageBin(costs, Classes.of(lengths), self.epochs)
+        self.classes: Classes = like.classes if like else Classes.of(lengths)
+        self._like = like
         width = max((f.width(costs.model) for f in forms if not f.on_gpu), default=0)
         self._store_elements = options.store_slots * width
         same = like is not None and like._store_elements == self._store_elements
@@ -99,6 +103,11 @@ class Search:
         self._bounds: dict[tuple[int, int, bool], float | None] = {}
         self._cache: dict[int, Solved | None] = {}
         self._rounded: dict[int, Decisions | None] = {}
+
+    @cached_property
+    def average(self) -> AverageBin:
+        """What bounds every composition."""
+        return self._like.average if self._like else AverageBin(self.costs, self.classes, self.epochs)
 
     def varied(self, **options: object) -> Search:
         """The search for the same job with other options."""
@@ -184,6 +193,18 @@ class Search:
         """What no plan undercuts, whatever its number of mini-batches; None where not even real numbers fit."""
         found = [self._bound(*self._counts, streams) for streams in (True, False)]
         return min((bound for bound in found if bound is not None), default=None)
+
+    @property
+    def margins(self) -> tuple[float, float]:
+        """Bytes of GPU and host that the last rounding took."""
+        return self._decider.margins
+
+    def like_another(self, count: int, margins: tuple[float, float]) -> Found | None:
+        """Decisions with `count` mini-batches, as for a job that hardly differs and is planned already: nothing bounds
+        them. The options fix the resident layers; `margins` are what rounding took there."""
+        one = self._solve(self._batches(min(count, len(self.requests))))
+        decisions = self._decider.rounded(one, margins) if one else None
+        return Found(decisions, one.split.objective_s, 0.0, 1) if one and decisions else None
 
     def composed(self, batches: list[list[int]], below_s: float) -> Found | None:
         """Decisions with these mini-batches; None where they have none, or none that looks faster than `below_s`."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from typing import Any
 
+import numpy as np
 import pulp
 
 from planner.epochs import Epoch
-from planner.forms import BLOCK_TOKENS, CacheForm, blocks_for
+from planner.forms import BLOCK_TOKENS, CacheForm
 from planner.ilp import GIB
 from planner.memory import TOKEN_BYTES, workspace_elements
 from planner.search import Search
+from planner.split_problem import Floats
 from planner.split_solver import solve
 from planner.workload import Workload
 
@@ -99,8 +102,7 @@ class WaveBound:
         self.search, self.costs, self.forms, self.options = search, search.costs, search.forms, search.options
         self.problem = search.relaxed(1, len(search.requests))
         self.epochs: Sequence[Epoch] = search.epochs
-        self.classes = {pair: len(members) for pair, members in search.workload.classes().items()}
-        first_end = min(gen for _, gen in self.classes) - 1
+        first_end = int(search.classes.gen.min()) - 1
         self.full = [epoch.last <= first_end for epoch in self.epochs]
         ranges = _ranges(min(self.together, int(self.most_blocks) + 1), search.options.mini_batches)
         self.kinds = [_Kind(low, high, streams) for streams in (True, False) for low, high in ranges]
@@ -121,7 +123,7 @@ class WaveBound:
     def together(self) -> int:
         """Requests that one wave holds at most, where all are equal; all of them where they differ."""
         low, high = 0, len(self.search.requests)
-        if len(self.classes) > 1 or self._holds(high):
+        if len(self.search.classes.count) > 1 or self._holds(high):
             return high
         while high - low > 1:
             middle = (low + high) // 2
@@ -138,6 +140,11 @@ class WaveBound:
         """No cut has fewer."""
         return -(-len(self.search.requests) // self.together)
 
+    @property
+    def fewest_by_blocks(self) -> int:
+        """No cut has fewer, since none of its waves holds more blocks than both memories."""
+        return ceil(self.search.average.whole.final_blocks / max(self.most_blocks, 1.0))
+
     def of(self, fewest: int, most: int) -> Bound | None:
         """The bound for `fewest` to `most` waves; None when memory does not hold any such cut."""
         least = max(fewest, self.fewest_waves) if self.together else most + 1
@@ -147,35 +154,38 @@ class WaveBound:
 
     def load(self, epoch: Epoch | None) -> _Load:
         """Of the requests alive in `epoch`; of all where it is None."""
-        share = {pair: count * _alive(pair, epoch) for pair, count in self.classes.items()}
-        alive = [pair for pair, part in share.items() if part]
-        final = {pair: float(blocks_for(pair[0] + pair[1] - 1)) for pair in alive}
+        c = self.search.classes
+        share = c.during(epoch).steps / epoch.steps if epoch else np.ones(len(c.count))
+        on = share > 0
+        final = -(-(c.prompt + c.gen - 1) // BLOCK_TOKENS)
         return _Load(
-            requests=sum(share.values()),
-            final=sum(share[pair] * final[pair] for pair in alive),
-            final_each=(min(final.values()), max(final.values())),
-            token_ids_each=float(min(TOKEN_BYTES * (prompt + gen) for prompt, gen in alive)),
-            prompt_least=min(prompt for prompt, _ in alive),
+            requests=float(c.count @ share),
+            final=float((c.count * share) @ final),
+            final_each=(float(final[on].min()), float(final[on].max())),
+            token_ids_each=float(TOKEN_BYTES * (c.prompt + c.gen)[on].min()),
+            prompt_least=int(c.prompt[on].min()),
         )
 
     def step(self, epoch: Epoch, index: int) -> _Step:
         """Of the requests alive in `epoch`, averaged over its steps."""
-        alive = {pair: count for pair, count in self.classes.items() if _alive(pair, epoch)}
-        blocks, context = [], []
-        for prompt, gen in alive:
-            tokens = [prompt + s - 1 for s in range(epoch.first, min(epoch.last, gen - 1) + 1)]
-            held = [blocks_for(n) for n in tokens]
-            # Where all are alive throughout, the average over the steps is a number for each request.
-            whole = self.full[index]
-            blocks.append((sum(held) / len(held),) * 2 if whole else (held[0], held[-1]))
-            context.append((sum(tokens) / len(tokens),) * 2 if whole else (tokens[0], tokens[-1]))
+        c = self.search.classes
+        alive = c.during(epoch)
+        on = alive.steps > 0
+        blocks: tuple[Floats, Floats]
+        context: tuple[Floats, Floats]
+        if self.full[index]:  # all are alive throughout: the average over the steps is a number for each request
+            blocks = (alive.block_steps[on] / alive.steps[on],) * 2
+            context = (alive.token_steps[on] / alive.steps[on],) * 2
+        else:
+            context = (alive.shortest[on].astype(float), alive.longest[on].astype(float))
+            blocks = (np.ceil(context[0] / BLOCK_TOKENS), np.ceil(context[1] / BLOCK_TOKENS))
         demand = self.search.average.whole
         return _Step(
             blocks=float(demand.blocks[index]),
-            blocks_each=(min(low for low, _ in blocks), max(high for _, high in blocks)),
+            blocks_each=(float(blocks[0].min()), float(blocks[1].max())),
             context=float(demand.cached_tokens[index]),
-            context_each=(min(low for low, _ in context), max(high for _, high in context)),
-            prompt_blocks=sum(n * _alive(pair, epoch) * blocks_for(pair[0]) for pair, n in alive.items()),
+            context_each=(float(context[0].min()), float(context[1].max())),
+            prompt_blocks=float((c.count * alive.steps) @ -(-c.prompt // BLOCK_TOKENS)) / epoch.steps,
         )
 
     def compute_lines(self) -> list[tuple[float, float]]:
@@ -199,13 +209,6 @@ class WaveBound:
         shared = 1 + (model.gqa_group - 1) * achieved.attention_group_cost.value
         layer = achieved.engine_slowdown.forward.value * model.kv_bytes_per_token_layer / best * shared
         return model.layers * layer
-
-
-def _alive(pair: tuple[int, int], epoch: Epoch | None) -> float:
-    """Share of the epoch's steps in which a request of these lengths decodes; 1 where there is no epoch."""
-    if epoch is None:
-        return 1.0
-    return max(min(epoch.last, pair[1] - 1) - epoch.first + 1, 0) / epoch.steps
 
 
 def _ranges(most: int, fixed: int | None) -> list[tuple[int, int]]:

@@ -9,8 +9,14 @@ from itertools import pairwise
 
 from planner.costs import CostModel
 from planner.decisions import Decisions
+from planner.sampled_timeline import joined_many, simulate_sampled
 from planner.simulator import simulate
 from planner.timeline import Span, Timeline
+
+MANY = 4
+"""Different waves up to which every operation is simulated: each takes a second or more where requests are many."""
+SAMPLED_OF_MANY = 12
+"""Decode steps that are walked of each of more."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +79,13 @@ def joined(waves: Sequence[Timeline]) -> Timeline:
 
 
 def simulate_waves(costs: CostModel, waves: Sequence[Decisions]) -> Timeline:
-    """The predicted timeline of a whole job; waves that differ in nothing but request numbers are simulated once."""
-    known: dict[object, Timeline] = {}
-    for wave in waves:
-        if wave.shape not in known:
-            known[wave.shape] = simulate(costs, wave)
+    """The predicted timeline of a whole job; waves that differ in nothing but request numbers are simulated once.
+
+    Of more different waves than `MANY`, only some decode steps are walked.
+    """
+    shapes = {wave.shape: wave for wave in waves}
+    if len(shapes) > MANY:
+        many = {shape: simulate_sampled(costs, wave, SAMPLED_OF_MANY) for shape, wave in shapes.items()}
+        return joined_many([many[wave.shape] for wave in waves])
+    known = {shape: simulate(costs, wave) for shape, wave in shapes.items()}
     return joined([known[wave.shape] for wave in waves])

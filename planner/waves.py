@@ -30,6 +30,10 @@ from planner.workload import Request, Workload
 
 MAX_CUTS = 5
 """Numbers of waves planned once a plan is known: neighbours differ little, and each takes seconds."""
+MANY_REQUESTS = 1000
+"""In waves, beyond which only the first number of waves that has a plan is planned, and none of them in every way."""
+MANY_WAVES = 4
+"""Beyond so many different waves only one is planned by a search; the others take over its number of mini-batches."""
 FEW_KINDS = 2
 """Different waves up to which each is worth a second look."""
 
@@ -56,6 +60,8 @@ class _Wave:
 
     search: Search
     found: Found
+    margins: tuple[float, float]
+    """Bytes of GPU and host that rounding took."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ class WaveSearch:
         proven: list[float] = []
         if chosen is not None:
             found, timeline = chosen
-            best, proven = _Planned((found.decisions,), timeline, (_Wave(self.whole, found),)), [found.bound_s]
+            best, proven = _Planned((found.decisions,), timeline, (_Wave(self.whole, found, (0.0, 0.0)),)), [found.bound_s]
         if best or len(self.requests) == 1 or fixed:
             return best.bounded(proven[0]) if best else None
         return self._more_waves()
@@ -136,13 +142,17 @@ class WaveSearch:
         push(1, len(self.requests))
         tried: set[int] = set()
         if heap and self.hardest().run() is not None:
-            best = self._first(bound.fewest_waves, tried)
+            fewest = max(bound.fewest_waves, bound.fewest_by_blocks)
+            # Of very many requests only one number of waves is planned: about that where the relaxation is best.
+            best = self._first(max(fewest, round(heap[0][3])) if len(self.requests) > MANY_REQUESTS else fewest, tried)
         if best is None:
             return None
         cuts = 0
         while heap:
             total_s, low, high, waves = heapq.heappop(heap)
-            if total_s >= best.timeline.total_s * (1 - TOLERANCE) or cuts >= MAX_CUTS:
+            many = len({wave.shape for wave in best.waves}) > MANY_WAVES or len(self.requests) > MANY_REQUESTS
+            most_cuts = 0 if many else MAX_CUTS
+            if total_s >= best.timeline.total_s * (1 - TOLERANCE) or cuts >= most_cuts:
                 proven.append(total_s)
                 break
             if low < high:
@@ -211,7 +221,8 @@ class WaveSearch:
         while True:
             parts: list[_Wave] = []
             for wave in reversed(members):  # where memory is short, the last is the first not to fit
-                found = self._wave(wave, most, thorough=kinds <= FEW_KINDS)
+                like = parts[0] if parts and kinds > MANY_WAVES else None
+                found = self._wave(wave, most, kinds <= FEW_KINDS and len(self.requests) <= MANY_REQUESTS, like)
                 if found is None:
                     return None
                 parts.insert(0, found)
@@ -225,14 +236,27 @@ class WaveSearch:
     def _lengths(self, wave: Sequence[int]) -> tuple[tuple[int, int], ...]:
         return tuple((self.requests[r].prompt_len, self.requests[r].gen_len) for r in wave)
 
-    def _wave(self, members: Sequence[int], most_resident: int | None, thorough: bool) -> _Wave | None:
-        """The plan of one wave; equal waves are planned once."""
+    def _wave(
+        self, members: Sequence[int], most_resident: int | None, thorough: bool, like: _Wave | None
+    ) -> _Wave | None:
+        """The plan of one wave; equal waves are planned once. `like`: one that hardly differs."""
         key = (self._lengths(members), most_resident, thorough)
         if key not in self._known:
-            options = replace(self.options, max_resident_layers=most_resident)
+            options = replace(self.options, max_resident_layers=most_resident, vary_slots=False)
             job = Workload(tuple(self.requests[r] for r in members))
             search = Search(self.costs, job, self.policy.forms, options)
-            chosen = best_of(search) if thorough else None
-            found = chosen[0] if chosen else search.run()
-            self._known[key] = _Wave(search, found) if found else None
+            self._known[key] = self._like(search, like) if like else None
+            if self._known[key] is None:
+                chosen = best_of(search) if thorough else None
+                found = chosen[0] if chosen else search.run()
+                self._known[key] = _Wave(search, found, search.margins) if found else None
         return self._known[key]
+
+    @staticmethod
+    def _like(search: Search, like: _Wave) -> _Wave | None:
+        """The plan with as many resident layers and mini-batches as `like`."""
+        decisions = like.found.decisions
+        layers = len(decisions.resident_layers)
+        fixed = search.varied(min_resident_layers=layers, max_resident_layers=layers)
+        found = fixed.like_another(len(decisions.mini_batches), like.margins)
+        return _Wave(search, found, fixed.margins) if found else None

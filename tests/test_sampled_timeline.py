@@ -1,0 +1,80 @@
+"""Timelines of which only some decode steps were walked."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import decisions_of, ideal_hardware, small_model, uniform_batches
+
+from planner.costs import CostModel
+from planner.decisions import Decisions
+from planner.estimate import estimated_s
+from planner.forms import ACT_HOST, KV_HOST
+from planner.operation import STREAMS
+from planner.placement import MiniBatch
+from planner.sampled_timeline import joined_many, sampled_steps, simulate_sampled
+from planner.simulator import simulate
+from planner.wave_timeline import MANY, joined, simulate_waves
+
+COSTS = CostModel(ideal_hardware(gemm_flops=2e12, h2d_bytes_per_s=3e9), small_model(layers=5))
+
+
+def ending_one_by_one(longest: int) -> Decisions:
+    """Two mini-batches of requests that end at different times."""
+    groups = [
+        [uniform_batches([1], 60 + 7 * i, longest - 5 * i - m, form)[0].groups[0] for i in range(6)]
+        for m, form in enumerate((KV_HOST, ACT_HOST))
+    ]
+    numbered = iter(range(12))
+    return decisions_of([
+        MiniBatch(tuple(type(g)((next(numbered),), g.prompt_len, g.gen_len, g.blocks) for g in some)) for some in groups
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(("count", "most"), [(1, 5), (5, 5), (6, 5), (300, 24)])
+def test_first_second_and_last_steps_are_walked(count: int, most: int) -> None:
+    steps = sampled_steps(count, most)
+    assert steps == sorted(set(steps))
+    assert {1, min(2, count), count} <= set(steps)
+    assert len(steps) <= most
+
+
+def test_walking_every_step_is_simulating() -> None:
+    decisions = ending_one_by_one(40)
+    assert simulate_sampled(COSTS, decisions, 39).step_ends_s == simulate(COSTS, decisions).step_ends_s
+
+
+def test_a_sample_adds_up_to_nearly_the_whole() -> None:
+    decisions = ending_one_by_one(90)
+    whole, sampled = simulate(COSTS, decisions), simulate_sampled(COSTS, decisions, 24)
+    assert len(sampled.spans) < 0.5 * len(whole.spans)
+    assert sampled.decode_steps == whole.decode_steps
+    assert sampled.prefill_s == whole.prefill_s
+    assert sampled.total_s == pytest.approx(whole.total_s, rel=0.01)
+    assert estimated_s(COSTS, decisions) == sampled.total_s
+    for phase in ("prefill", "decode", "all"):
+        for stream in STREAMS:
+            mine, its = sampled.use(phase)[stream], whole.use(phase)[stream]
+            assert mine.busy_s == pytest.approx(its.busy_s, rel=0.03), (phase, stream)
+            assert mine.nbytes == pytest.approx(its.nbytes, rel=0.03), (phase, stream)
+    assert sampled.by_kind("decode").keys() == whole.by_kind("decode").keys()
+
+
+def test_waves_one_after_the_other_come_to_the_same_in_both_ways() -> None:
+    waves = [simulate(COSTS, ending_one_by_one(longest)) for longest in (40, 45)]
+    many, together = joined_many(waves), joined(waves)
+    assert many.total_s == pytest.approx(together.total_s)
+    assert many.step_ends_s == pytest.approx(together.step_ends_s)
+    assert many.prefill_s == pytest.approx(together.prefill_s)
+    assert many.decode_steps == together.decode_steps
+    assert many.generated_tokens == together.generated_tokens
+    for stream in STREAMS:
+        assert many.use("decode")[stream].busy_s == pytest.approx(together.use("decode")[stream].busy_s)
+
+
+def test_few_waves_are_simulated_whole_and_many_are_sampled() -> None:
+    few = [ending_one_by_one(60 + i) for i in range(MANY)]
+    assert simulate_waves(COSTS, few).total_s == joined([simulate(COSTS, wave) for wave in few]).total_s
+    more = [*few, ending_one_by_one(80)]
+    whole = joined([simulate(COSTS, wave) for wave in more])
+    assert simulate_waves(COSTS, more).total_s == pytest.approx(whole.total_s, rel=0.02)
+    assert simulate_waves(COSTS, more).total_s != whole.total_s
