@@ -83,9 +83,16 @@ def test_a_comparison_is_what_the_command_prints(plan: hs.Plan, machine: Path) -
 
 
 def test_what_is_infeasible_is_a_row_of_a_comparison(plan: hs.Plan) -> None:
-    found = plan.compare(["resident", "hybrid"])
+    found = hs.compare(
+        model="opt-tiny",
+        hardware=plan.hardware,
+        dtype="float32",
+        gpu_memory_gb=0.001,
+        policies=["resident", "kv-only"],
+        **JOB,
+    )
     assert found.infeasible["resident"].startswith("infeasible (gpu_memory)")
-    assert {row["policy"]: row["infeasible"] is None for row in found.rows()} == {"hybrid": True, "resident": False}
+    assert {row["policy"]: row["infeasible"] is None for row in found.rows()} == {"kv-only": True, "resident": False}
     assert len({frozenset(row) for row in found.rows()}) == 1, "every row has every column"
 
 

@@ -23,6 +23,8 @@ FORM_NAMES = {
 }  # fmt: skip
 LEAST_SHOWN = 0.02
 """Of a budget: smaller lines are drawn as one."""
+FAR = 0.05
+"""Of the limit: a budget that takes less is drawn without it, or nothing of it could be seen."""
 LINES = {
     "embedding, head and final norm": Look("#525252"), "resident layers": Look("#252525"),
     "weight slots": Look("#969696", "///"), "streamed layers": Look("#969696", "///"),
@@ -82,7 +84,7 @@ def form_counts(plan: Plan) -> npt.NDArray[np.int64]:
 @in_style
 def memory_figure(plan: Plan) -> Figure:
     """Both budgets as bars: on the GPU one for prefill and one for decode, which share bytes; the line is the limit."""
-    both = panels(1, 2, 4.8, 2.6)
+    both = panels(1, 2, 4.8, 3.2)
     gpu, host = plan.memory["gpu"], plan.memory["host"]
     _budget(both[0], "GPU", gpu, (("prefill", ("always", "prefill")), ("decode", ("always", "decode"))))
     _budget(both[1], "host", host, (("", ("always", "prefill", "decode")),))
@@ -90,7 +92,8 @@ def memory_figure(plan: Plan) -> Figure:
 
 
 def _budget(axes: Axes, name: str, record: MemoryRecord, bars: Sequence[tuple[str, tuple[str, ...]]]) -> None:
-    scale, unit = _unit(record.capacity_bytes)
+    is_far = record.planned_bytes < FAR * record.capacity_bytes
+    scale, unit = _unit(record.planned_bytes if is_far else record.capacity_bytes)
     shown: dict[str, tuple[Look, float]] = {}
     for lane, (_, phases) in enumerate(reversed(bars)):
         left = 0.0
@@ -104,8 +107,9 @@ def _budget(axes: Axes, name: str, record: MemoryRecord, bars: Sequence[tuple[st
             label = line.removesuffix(" (prefill)")
             shown[label] = (look, max(nbytes, shown.get(label, (look, 0.0))[1]))
     capacity = record.capacity_bytes / scale
-    axes.axvline(capacity, color="black", linewidth=1.1, linestyle=(0, (4, 2)))
-    axes.set_xlim(0, max(capacity, record.planned_bytes / scale) * 1.03)
+    if not is_far:
+        axes.axvline(capacity, color="black", linewidth=1.1, linestyle=(0, (4, 2)))
+    axes.set_xlim(0, max(0.0 if is_far else capacity, record.planned_bytes / scale) * 1.03)
     axes.set_yticks(range(len(bars)), [label for label, _ in reversed(bars)])
     axes.set_ylim(-0.6, len(bars) - 0.4)
     axes.tick_params(axis="y", length=0)
