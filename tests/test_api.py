@@ -13,6 +13,7 @@ from cli_helpers import LENGTHS, cli, write_small_profile
 
 import hybridserve as hs
 
+DOCUMENT = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
 JOB: dict[str, Any] = {"requests": 8, "prompt_len": 64, "gen_len": 8}
 
 
@@ -43,6 +44,7 @@ def test_importing_it_loads_nothing_heavy() -> None:
 def test_public_names_exist_and_say_what_they_are() -> None:
     for name in hs.__all__:
         assert getattr(hs, name).__doc__, name
+        assert f"`{name}" in DOCUMENT, f"docs/api.md does not name {name}"
 
 
 def test_a_plan_is_what_the_command_prints(plan: hs.Plan, machine: Path) -> None:
@@ -107,10 +109,12 @@ def test_a_sweep_is_what_the_command_writes(machine: Path, tmp_path: Path) -> No
     assert list(found.rows()[0])[:3] == ["set.link.h2d", "set.requests", "policy"]
 
 
-def test_a_plan_is_swept_over_what_it_was_made_for(plan: hs.Plan) -> None:
+def test_a_plan_is_swept_over_what_it_was_made_for(plan: hs.Plan, tmp_path: Path) -> None:
     found = plan.sweep({"prompt_len": [32, 64]}, workers=1)
     assert [row["policy"] for row in found.rows()] == ["hybrid", "hybrid"]
     assert found.rows()[1]["total_s"] == plan.total_s
+    path = plan.write(tmp_path / "plan.yaml")
+    assert hs.read_plan(path).sweep({"prompt_len": [32, 64]}, workers=1).result() == found.result()
 
 
 def test_a_run_lays_measured_beside_predicted(plan: hs.Plan) -> None:
