@@ -124,7 +124,12 @@ def test_a_run_lays_measured_beside_predicted(plan: hs.Plan) -> None:
     assert done.error["total_s"] == pytest.approx(plan.total_s / done.measured.total_s - 1)
     again = plan.run(random_weights=3, prompts=[[(5 * i + j) % 200 for j in range(64)] for i in range(8)])
     assert again.tokens != done.tokens, "prompts decide"
-    assert done.plot(step=2, layers=(0, 0)).get_axes()[1].get_title().startswith("measured: step 2, layers 0 to 0")
+    assert (
+        done.plot(step=2, layers=(0, 0))
+        .get_axes()[1]
+        .get_title(loc="left")
+        .startswith("measured: step 2, layers 0 to 0")
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,9 +207,11 @@ def test_reports_are_tables_with_every_text_escaped() -> None:
 
 
 def test_a_scale_model_keeps_the_ratios(plan: hs.Plan) -> None:
-    found = hs.scale_model(plan.hardware, hidden=128, layers=2, vocab=64, scale_requests=4, gen_len=3)
+    found = hs.scale_model(plan.hardware, hidden=128, layers=2, vocab=64, scale_requests=4, gen_len=3, slots_share=4.0)
     short = found.plan(3, act_share=0.5)
     assert found.hardware.scale_model_of == "opt-30b on rtx4090-pcie4, 128 requests of 640 tokens"
     assert not short.record.decisions.resident_layers and len(short.workload) == 4
     assert short.act_share == pytest.approx(0.5, abs=0.1)
     assert "ratios, not speeds" in str(found)
+    with pytest.raises(hs.InputError, match="runs on a CPU with a paced link, not on"):
+        hs.scale_model("rtx4090-pcie4")

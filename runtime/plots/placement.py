@@ -21,6 +21,8 @@ FORM_NAMES = {
     "kv@gpu": "K and V on the GPU", "kv@host": "K and V on the host",
     "act@gpu": "activations on the GPU", "act@host": "activations on the host",
 }  # fmt: skip
+BELOW = 4.5
+"""A legend below a panel begins so many of its letters under it."""
 LEAST_SHOWN = 0.02
 """Of a budget: smaller lines are drawn as one."""
 FAR = 0.05
@@ -63,7 +65,7 @@ def split_figure(plan: Plan, axes: Axes | None = None) -> Figure:
     panel.set(xlim=(0, places[-1]), ylim=(0, float(below.max())), xlabel="place in the context (tokens)")
     panel.set_ylabel("requests")
     panel.set_title(f"Form of the cache over the context: {plan.prediction.act_share:.0%} activations")
-    panel.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    panel.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=BELOW, ncols=2)
     return figure_of(panel)
 
 
@@ -84,7 +86,7 @@ def form_counts(plan: Plan) -> npt.NDArray[np.int64]:
 @in_style
 def memory_figure(plan: Plan) -> Figure:
     """Both budgets as bars: on the GPU one for prefill and one for decode, which share bytes; the line is the limit."""
-    both = panels(1, 2, 4.8, 3.2)
+    both = panels(1, 2, 4.8, 3.0)
     gpu, host = plan.memory["gpu"], plan.memory["host"]
     _budget(both[0], "GPU", gpu, (("prefill", ("always", "prefill")), ("decode", ("always", "decode"))))
     _budget(both[1], "host", host, (("", ("always", "prefill", "decode")),))
@@ -119,7 +121,7 @@ def _budget(axes: Axes, name: str, record: MemoryRecord, bars: Sequence[tuple[st
     axes.set_title(f"{name}: {size(record.planned_bytes)} of {size(record.capacity_bytes)} ({used:.0%})")
     ordered = sorted(shown.items(), key=lambda one: one[0] == OTHER)
     handles = [legend_entry(look, f"{label}, {size(nbytes)}") for label, (look, nbytes) in ordered]
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.38), ncols=1, labelcolor=INK)
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=BELOW, ncols=1)
     axes.spines["left"].set_color(SOFT)
 
 
