@@ -102,9 +102,9 @@ def scale_model(
 ) -> ScaleModel:  # fmt: skip
     """A scale model of `requests` of `prompt_len` tokens of the model `of` on the machine `on`, for a `measured` CPU.
 
-    `hidden`, `layers`, `vocab`, `scale_requests`: what it is scaled to; `gen_len`: the longest job to plan; `slots_share`:
-    GPU memory beside weights, in shares of the K and V of one layer; few requests need more. InputError for
-    names that are unknown, shapes that no model has, and a machine that is no CPU.
+    `hidden`, `layers`, `vocab`, `scale_requests`: what it is scaled to; `gen_len`: the longest job to plan;
+    `slots_share`: GPU memory beside weights, in shares of the K and V of one layer; few requests need more. InputError
+    for names that are unknown, shapes that no model has, and a machine that is no CPU.
     """
     machine, card = (hardware_of(plain_name(one)) for one in (measured, on))
     if machine.gpu.device != "cpu":
