@@ -10,6 +10,7 @@ import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from planner.forms import BLOCK_TOKENS, FORMS
 from planner.plan import MemoryRecord, Plan
@@ -60,9 +61,12 @@ def split_figure(plan: Plan, axes: Axes | None = None) -> Figure:
         below = top
     prompts = {request.prompt_len for request in plan.workload.requests}
     if len(prompts) == 1:
-        panel.axvline(prompts.pop(), color=INK, linewidth=1, linestyle=(0, (4, 2)), label="end of the prompt")
+        end = prompts.pop()
+        panel.axvline(end, color="white", linewidth=2.4)  # or it could not be seen on dark
+        panel.axvline(end, color=INK, linewidth=1, linestyle=(0, (4, 2)), label="end of the prompt")
         handles += panel.get_legend_handles_labels()[0]
     panel.set(xlim=(0, places[-1]), ylim=(0, float(below.max())), xlabel="place in the context (tokens)")
+    panel.yaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_ylabel("requests")
     panel.set_title(f"Form of the cache over the context: {plan.prediction.act_share:.0%} activations")
     panel.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=BELOW, ncols=2)
@@ -94,7 +98,7 @@ def memory_figure(plan: Plan) -> Figure:
 
 
 def _budget(axes: Axes, name: str, record: MemoryRecord, bars: Sequence[tuple[str, tuple[str, ...]]]) -> None:
-    is_far = record.planned_bytes < FAR * record.capacity_bytes
+    is_far = 0 < record.planned_bytes < FAR * record.capacity_bytes
     scale, unit = _unit(record.planned_bytes if is_far else record.capacity_bytes)
     shown: dict[str, tuple[Look, float]] = {}
     for lane, (_, phases) in enumerate(reversed(bars)):
