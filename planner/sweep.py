@@ -105,7 +105,8 @@ def _in_parallel(tasks: Sequence[tuple[Point, str]], workers: int, advance: Adva
             worker.kill()  # it holds nothing, and must not outlive the parent whatever it is at
         if isinstance(error, BrokenProcessPool):
             what = "a worker was ended from outside, perhaps for want of memory"
-            raise RunError(f"{what}. Give fewer --workers") from None
+            cure = "Give fewer --workers; a script of yours must sweep below if __name__ == '__main__'"
+            raise RunError(f"{what}. {cure}") from None
         raise
     pool.shutdown()
     return rows

@@ -13,6 +13,7 @@ from cli_helpers import LENGTHS, cli, write_small_profile
 
 import hybridserve as hs
 
+DOCUMENT = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
 JOB: dict[str, Any] = {"requests": 8, "prompt_len": 64, "gen_len": 8}
 
 
@@ -43,6 +44,7 @@ def test_importing_it_loads_nothing_heavy() -> None:
 def test_public_names_exist_and_say_what_they_are() -> None:
     for name in hs.__all__:
         assert getattr(hs, name).__doc__, name
+        assert f"`{name}" in DOCUMENT, f"docs/api.md does not name {name}"
 
 
 def test_a_plan_is_what_the_command_prints(plan: hs.Plan, machine: Path) -> None:
@@ -83,9 +85,16 @@ def test_a_comparison_is_what_the_command_prints(plan: hs.Plan, machine: Path) -
 
 
 def test_what_is_infeasible_is_a_row_of_a_comparison(plan: hs.Plan) -> None:
-    found = plan.compare(["resident", "hybrid"])
+    found = hs.compare(
+        model="opt-tiny",
+        hardware=plan.hardware,
+        dtype="float32",
+        gpu_memory_gb=0.001,
+        policies=["resident", "kv-only"],
+        **JOB,
+    )
     assert found.infeasible["resident"].startswith("infeasible (gpu_memory)")
-    assert {row["policy"]: row["infeasible"] is None for row in found.rows()} == {"hybrid": True, "resident": False}
+    assert {row["policy"]: row["infeasible"] is None for row in found.rows()} == {"kv-only": True, "resident": False}
     assert len({frozenset(row) for row in found.rows()}) == 1, "every row has every column"
 
 
@@ -100,10 +109,12 @@ def test_a_sweep_is_what_the_command_writes(machine: Path, tmp_path: Path) -> No
     assert list(found.rows()[0])[:3] == ["set.link.h2d", "set.requests", "policy"]
 
 
-def test_a_plan_is_swept_over_what_it_was_made_for(plan: hs.Plan) -> None:
+def test_a_plan_is_swept_over_what_it_was_made_for(plan: hs.Plan, tmp_path: Path) -> None:
     found = plan.sweep({"prompt_len": [32, 64]}, workers=1)
     assert [row["policy"] for row in found.rows()] == ["hybrid", "hybrid"]
     assert found.rows()[1]["total_s"] == plan.total_s
+    path = plan.write(tmp_path / "plan.yaml")
+    assert hs.read_plan(path).sweep({"prompt_len": [32, 64]}, workers=1).result() == found.result()
 
 
 def test_a_run_lays_measured_beside_predicted(plan: hs.Plan) -> None:
@@ -113,7 +124,12 @@ def test_a_run_lays_measured_beside_predicted(plan: hs.Plan) -> None:
     assert done.error["total_s"] == pytest.approx(plan.total_s / done.measured.total_s - 1)
     again = plan.run(random_weights=3, prompts=[[(5 * i + j) % 200 for j in range(64)] for i in range(8)])
     assert again.tokens != done.tokens, "prompts decide"
-    assert done.plot(step=2, layers=(0, 0)).get_axes()[1].get_title().startswith("measured: step 2, layers 0 to 0")
+    assert (
+        done.plot(step=2, layers=(0, 0))
+        .get_axes()[1]
+        .get_title(loc="left")
+        .startswith("measured: step 2, layers 0 to 0")
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,9 +207,11 @@ def test_reports_are_tables_with_every_text_escaped() -> None:
 
 
 def test_a_scale_model_keeps_the_ratios(plan: hs.Plan) -> None:
-    found = hs.scale_model(plan.hardware, hidden=128, layers=2, vocab=64, scale_requests=4, gen_len=3)
+    found = hs.scale_model(plan.hardware, hidden=128, layers=2, vocab=64, scale_requests=4, gen_len=3, slots_share=4.0)
     short = found.plan(3, act_share=0.5)
     assert found.hardware.scale_model_of == "opt-30b on rtx4090-pcie4, 128 requests of 640 tokens"
     assert not short.record.decisions.resident_layers and len(short.workload) == 4
     assert short.act_share == pytest.approx(0.5, abs=0.1)
     assert "ratios, not speeds" in str(found)
+    with pytest.raises(hs.InputError, match="runs on a CPU with a paced link, not on"):
+        hs.scale_model("rtx4090-pcie4")

@@ -44,6 +44,13 @@ def forecast_of(other: Peer, what: Selected) -> Forecast:
     return other.forecast(CostModel(what.hardware, what.model), what.workload)
 
 
+def lengths_of(workload: Workload) -> dict[str, Any]:
+    """A workload as arguments: counts and lengths where its requests are equal, so that a sweep can change them."""
+    first = workload.requests[0]
+    equal = {"requests": len(workload), "prompt_len": first.prompt_len, "gen_len": first.gen_len}
+    return equal if Workload.uniform(*equal.values()) == workload else {"workload": workload}
+
+
 def plain_name(one: Any) -> Any:
     """A path as text; anything else as it is."""
     return str(one) if isinstance(one, Path) else one

@@ -28,7 +28,7 @@ from planner.trace import write_trace
 from planner.verification import predicted_timeline
 from planner.wave_attribution import attribute_waves
 from planner.workload import Workload
-from runtime.api.jobs import HardwareLike, ModelLike, WorkloadLike, given_of, selected
+from runtime.api.jobs import HardwareLike, ModelLike, WorkloadLike, given_of, lengths_of, selected
 from runtime.api.results import Result
 from runtime.commands.shared import need_plots
 
@@ -172,9 +172,9 @@ class Plan(Result):
         """
         from runtime.api.sweeping import swept  # noqa: PLC0415
 
-        taken = {name: None for name in over if name not in ("model", "hardware") and hasattr(self.given, name)}
-        names = {name: None for name in over if name in ("model", "hardware")}
-        return swept(replace(self.given, **taken, **names), over, policies or self.policy, workers)
+        silent = dict.fromkeys(name for name in over if name in vars(self.given))
+        given = replace(self.given, **silent)  # type: ignore[arg-type]
+        return swept(given, over, self.policy if policies is None else policies, workers)
 
     def plot_split(self, axes: Axes | None = None) -> Figure:
         """The form of the cache over the context, of all requests. InputError without matplotlib."""
@@ -312,4 +312,4 @@ def planned(given: Given, policy: Policy) -> Plan:
 def read_plan(path: str | Path) -> Plan:
     """A plan from the file that `Plan.write` or `hybridserve plan -o` wrote; InputError where it does not hold."""
     record = files.read_plan(Path(path))
-    return Plan(record, Given(record.model, record.hardware, record.workload), Path(path))
+    return Plan(record, given_of(record.model, record.hardware, **lengths_of(record.workload)), Path(path))

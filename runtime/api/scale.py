@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from planner.costs import CostModel
+from planner.errors import InputError
 from planner.given import Given, hardware_of, model_of
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec
@@ -97,15 +98,19 @@ class ScaleModel(Result):
 def scale_model(
     measured: HardwareLike, *, of: ModelLike = "opt-30b", on: HardwareLike = "rtx4090-pcie4", requests: int = 128,
     prompt_len: int = 640, hidden: int = 512, layers: int = 4, vocab: int = 2048, scale_requests: int = 16,
-    gen_len: int = 16,
+    gen_len: int = 16, slots_share: float = SLOTS_SHARE,
 ) -> ScaleModel:  # fmt: skip
     """A scale model of `requests` of `prompt_len` tokens of the model `of` on the machine `on`, for a `measured` CPU.
 
-    `hidden`, `layers`, `vocab`, `scale_requests`: what it is scaled to; `gen_len`: the longest job to plan. InputError
-    for names that are unknown and shapes that no model has.
+    `hidden`, `layers`, `vocab`, `scale_requests`: what it is scaled to; `gen_len`: the longest job to plan;
+    `slots_share`: GPU memory beside weights, in shares of the K and V of one layer; few requests need more. InputError
+    for names that are unknown, shapes that no model has, and a machine that is no CPU.
     """
     machine, card = (hardware_of(plain_name(one)) for one in (measured, on))
+    if machine.gpu.device != "cpu":
+        what = f"a scale model runs on a CPU with a paced link, not on {machine.gpu.name}"
+        raise InputError(what, where=machine.id, cure="Give what hybridserve.profile() measured here")
     return ScaleModel.of(
         machine, model_of(plain_name(of), None), card, requests, prompt_len, hidden=hidden, layers=layers, vocab=vocab,
-        scale_requests=scale_requests, gen_len=gen_len,
+        scale_requests=scale_requests, gen_len=gen_len, slots_share=slots_share,
     )  # fmt: skip

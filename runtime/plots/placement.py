@@ -10,6 +10,7 @@ import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from planner.forms import BLOCK_TOKENS, FORMS
 from planner.plan import MemoryRecord, Plan
@@ -21,8 +22,12 @@ FORM_NAMES = {
     "kv@gpu": "K and V on the GPU", "kv@host": "K and V on the host",
     "act@gpu": "activations on the GPU", "act@host": "activations on the host",
 }  # fmt: skip
+BELOW = 4.5
+"""A legend below a panel begins so many of its letters under it."""
 LEAST_SHOWN = 0.02
 """Of a budget: smaller lines are drawn as one."""
+FAR = 0.05
+"""Of the limit: a budget that takes less is drawn without it, or nothing of it could be seen."""
 LINES = {
     "embedding, head and final norm": Look("#525252"), "resident layers": Look("#252525"),
     "weight slots": Look("#969696", "///"), "streamed layers": Look("#969696", "///"),
@@ -56,12 +61,15 @@ def split_figure(plan: Plan, axes: Axes | None = None) -> Figure:
         below = top
     prompts = {request.prompt_len for request in plan.workload.requests}
     if len(prompts) == 1:
-        panel.axvline(prompts.pop(), color=INK, linewidth=1, linestyle=(0, (4, 2)), label="end of the prompt")
+        end = prompts.pop()
+        panel.axvline(end, color="white", linewidth=2.4)  # or it could not be seen on dark
+        panel.axvline(end, color=INK, linewidth=1, linestyle=(0, (4, 2)), label="end of the prompt")
         handles += panel.get_legend_handles_labels()[0]
     panel.set(xlim=(0, places[-1]), ylim=(0, float(below.max())), xlabel="place in the context (tokens)")
+    panel.yaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_ylabel("requests")
     panel.set_title(f"Form of the cache over the context: {plan.prediction.act_share:.0%} activations")
-    panel.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    panel.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=BELOW, ncols=2)
     return figure_of(panel)
 
 
@@ -82,7 +90,7 @@ def form_counts(plan: Plan) -> npt.NDArray[np.int64]:
 @in_style
 def memory_figure(plan: Plan) -> Figure:
     """Both budgets as bars: on the GPU one for prefill and one for decode, which share bytes; the line is the limit."""
-    both = panels(1, 2, 4.8, 2.6)
+    both = panels(1, 2, 4.8, 3.0)
     gpu, host = plan.memory["gpu"], plan.memory["host"]
     _budget(both[0], "GPU", gpu, (("prefill", ("always", "prefill")), ("decode", ("always", "decode"))))
     _budget(both[1], "host", host, (("", ("always", "prefill", "decode")),))
@@ -90,7 +98,8 @@ def memory_figure(plan: Plan) -> Figure:
 
 
 def _budget(axes: Axes, name: str, record: MemoryRecord, bars: Sequence[tuple[str, tuple[str, ...]]]) -> None:
-    scale, unit = _unit(record.capacity_bytes)
+    is_far = 0 < record.planned_bytes < FAR * record.capacity_bytes
+    scale, unit = _unit(record.planned_bytes if is_far else record.capacity_bytes)
     shown: dict[str, tuple[Look, float]] = {}
     for lane, (_, phases) in enumerate(reversed(bars)):
         left = 0.0
@@ -104,8 +113,9 @@ def _budget(axes: Axes, name: str, record: MemoryRecord, bars: Sequence[tuple[st
             label = line.removesuffix(" (prefill)")
             shown[label] = (look, max(nbytes, shown.get(label, (look, 0.0))[1]))
     capacity = record.capacity_bytes / scale
-    axes.axvline(capacity, color="black", linewidth=1.1, linestyle=(0, (4, 2)))
-    axes.set_xlim(0, max(capacity, record.planned_bytes / scale) * 1.03)
+    if not is_far:
+        axes.axvline(capacity, color="black", linewidth=1.1, linestyle=(0, (4, 2)))
+    axes.set_xlim(0, max(0.0 if is_far else capacity, record.planned_bytes / scale) * 1.03)
     axes.set_yticks(range(len(bars)), [label for label, _ in reversed(bars)])
     axes.set_ylim(-0.6, len(bars) - 0.4)
     axes.tick_params(axis="y", length=0)
@@ -115,7 +125,7 @@ def _budget(axes: Axes, name: str, record: MemoryRecord, bars: Sequence[tuple[st
     axes.set_title(f"{name}: {size(record.planned_bytes)} of {size(record.capacity_bytes)} ({used:.0%})")
     ordered = sorted(shown.items(), key=lambda one: one[0] == OTHER)
     handles = [legend_entry(look, f"{label}, {size(nbytes)}") for label, (look, nbytes) in ordered]
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.38), ncols=1, labelcolor=INK)
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=BELOW, ncols=1)
     axes.spines["left"].set_color(SOFT)
 
 

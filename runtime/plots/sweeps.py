@@ -18,6 +18,7 @@ from runtime.plots.style import SOFT, figure_of, in_style, look_of, panels, save
 
 FEWEST_FOR_LOG = 3
 """Two values are always a geometric series."""
+HEADROOM = 1.05
 MOST_KEYS = 2
 """In one picture: one along it, one in its lines."""
 
@@ -94,7 +95,8 @@ def tradeoff_figure(axes: Sequence[Axis], rows: Sequence[Row], x: str, y: str) -
         for row, point in zip(mine, points, strict=True):
             text = ", ".join(_text(axis, row.settings[axis.key.name]) for axis in axes)
             panel.annotate(text, point, textcoords="offset points", xytext=(4, -9), fontsize=7, color=SOFT)
-    panel.set(xlabel=f"{SHOWN[x].label}, predicted", ylabel=SHOWN[y].label, ylim=(0, None), xlim=(0, None))
+    panel.set(xlabel=f"{SHOWN[x].label}, predicted", ylabel=SHOWN[y].label)
+    panel.set(xlim=(0, HEADROOM * panel.get_xlim()[1]), ylim=(0, HEADROOM * panel.get_ylim()[1]))
     panel.legend(title=f"beside the points: {', '.join(_named(axis) for axis in axes)}", title_fontsize=8)
     return figure_of(panel)
 
@@ -111,7 +113,7 @@ def _panel(panel: Axes, axes: Sequence[Axis], rows: Sequence[Row], what: str) ->
         without |= {place for place, row in zip(places, line, strict=True) if row.figures is None}
     if without:
         panel.plot(sorted(without), [0.0] * len(without), "x", color="grey", clip_on=False, label="no plan")
-    panel.set_ylim(bottom=0)
+    panel.set_ylim(0, HEADROOM * panel.get_ylim()[1])
     panel.set_xlabel(_named(along))
     _scale(panel, along, places)
     panel.legend(title=_named(axes[1]) if len(axes) > 1 else None)
