@@ -12,9 +12,10 @@ from typing import Any
 
 from benchmarks.paper_points import FREE, STAGES, TOGETHER, losses, speed, stage_speeds
 from benchmarks.paper_scale_report import scale_report, scale_text
-from benchmarks.records import RESULTS
+from benchmarks.records import RESULTS, between_marks
 
 ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 DOCUMENT, PICTURE = ROOT / "docs" / "paper.md", ROOT / "docs" / "images" / "paper.png"
 SCALE_PICTURE = ROOT / "docs" / "images" / "paper-scale.png"
 TEMPLATE = Path(__file__).parent / "paper_template.md"
@@ -24,15 +25,21 @@ Point = dict[str, Any]
 
 
 def write_all() -> list[Path]:
-    """Write the page and its pictures; returns their paths."""
+    """Write the page, its pictures and README's sentence; returns their paths."""
     from benchmarks.paper_plot import paper_figure, scale_figure  # noqa: PLC0415  (the text needs no matplotlib)
 
     DOCUMENT.write_text(document())
+    README.write_text(with_gain(README.read_text()))
     paper_figure(_load("paper.json")["points"], PICTURE)
     scale = _scale()
     if scale:
         scale_figure(scale["points"], SCALE_PICTURE)
-    return [DOCUMENT, PICTURE, *([SCALE_PICTURE] if scale else [])]
+    return [DOCUMENT, README, PICTURE, *([SCALE_PICTURE] if scale else [])]
+
+
+def with_gain(readme: str) -> str:
+    """`readme` with the sentence about the gain replaced."""
+    return between_marks(readme, "paper", gain_text(_load("paper.json")))
 
 
 def document() -> str:

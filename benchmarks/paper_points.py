@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.paper_flexgen import best_setting, without_barriers
 from planner.costs import CostModel
 from planner.decisions import act_share
+from planner.errors import InfeasibleError
 from planner.hardware import load_hardware
 from planner.heuristic import Heuristic
 from planner.model import load_model
@@ -68,13 +69,22 @@ def predicted(model: str, prompt: int, what: str) -> dict[str, Any]:
         return peers(costs, job, work)
     if what in (PLACEMENT, SPLIT):
         batches = best_setting(costs, job, relay=False).batches
-        found = planned(costs, work, what.partition(",")[0], Options(waves=1, mini_batches=batches))
-        return {what: found["throughput_tokens_per_s"]}
+        return {what: with_batches(costs, work, what.partition(",")[0], batches)["throughput_tokens_per_s"]}
     if what != "hybrid":
         return {what: planned(costs, work, what, Options(waves=1))}
     free = planned(costs, work, what, Options())
     together = free if free["waves"] == 1 else planned(costs, work, what, Options(waves=1))
     return {"hybrid": together, FREE[1]: free}
+
+
+def with_batches(costs: CostModel, work: Workload, policy: str, batches: int) -> Figures:
+    """A plan with as many mini-batches as FlexGen has batches, or twice as many where our buffers need it."""
+    try:
+        return planned(costs, work, policy, Options(waves=1, mini_batches=batches))
+    except InfeasibleError:
+        if batches >= len(work):
+            raise
+        return with_batches(costs, work, policy, 2 * batches)
 
 
 def in_waves(model: str, prompt: int) -> Figures:

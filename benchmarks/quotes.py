@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.paper_points import FREE, speed
+from benchmarks.paper_points import FREE, TOGETHER, speed
 from benchmarks.records import RESULTS
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +64,9 @@ def _paper() -> Iterator[Quote]:
         "README.md", name,
         f"FlexGen is predicted at {as_it_runs:.2f} as it runs, and at {pinned:.2f} if its cache were in pinned memory",
     )  # fmt: skip
+
+    for policy in TOGETHER:
+        yield Quote("docs/command-line.md", name, f" {policy} {speed(one, policy):.4g} ")
 
 
 def _accuracy() -> Iterator[Quote]:

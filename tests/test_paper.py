@@ -90,6 +90,8 @@ def test_a_faster_relay_is_never_slower() -> None:
 
 def test_the_page_and_the_sentences_are_those_of_the_records() -> None:
     assert paper_docs.document() == paper_docs.DOCUMENT.read_text(), "run: python -m benchmarks.paper --docs"
+    readme = paper_docs.README.read_text()
+    assert paper_docs.with_gain(readme) == readme, "run: python -m benchmarks.paper --docs"
     assert paper_docs.PICTURE.stat().st_size > 10_000
     assert [quote for quote in quotes.quotes() if not quote.holds] == []
 
