@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,9 +54,7 @@ class Runs:
 
     def run(self, profile: HardwareProfile) -> None:
         """Predict, then execute."""
-        achieved = {"gpu": self.plan.hardware.gpu.model_copy(update={"achieved": profile.gpu.achieved})}
-        costs = CostModel(self.plan.hardware.model_copy(update=achieved), self.plan.model)
-        self.predicted.append(simulate(costs, self.plan.decisions))
+        self.predicted.append(predicted_now(self.plan, profile))
         done = execute(self.plan, seed=len(self.measured))
         self.measured.append(done.measured)
         self.peak_bytes = done.peak_bytes
@@ -85,6 +84,12 @@ class Runs:
         }  # fmt: skip
 
 
+def predicted_now(plan: Plan, profile: HardwareProfile) -> Timeline:
+    """The timeline of `plan` on a machine as fast as `profile` has it by now."""
+    achieved = {"gpu": plan.hardware.gpu.model_copy(update={"achieved": profile.gpu.achieved})}
+    return simulate(CostModel(plan.hardware.model_copy(update=achieved), plan.model), plan.decisions)
+
+
 def _times(one: Timeline | Repeats) -> dict[str, float]:
     return {key: getattr(one, key) for key in ("prefill_s", "decode_step_s", "total_s")}
 
@@ -107,7 +112,7 @@ def main() -> None:
             profiler.round_of_turns()
         profile = profiler.profile()
         grid = [Runs(point, point.plan(profile)) for point in list(points())[:: options.every]]
-        check_disjoint(profile, grid)
+        refuse_shared(profile, [one.plan for one in grid])
         for turn in range(options.rounds):
             for i, one in enumerate(grid):
                 if i % RUNS_PER_TURN == 0:
@@ -150,11 +155,11 @@ def calibration(profile: HardwareProfile) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def check_disjoint(profile: HardwareProfile, grid: list[Runs]) -> None:
-    """SystemExit unless no executed shape, width or job of the grid was calibrated on."""
-    shared = executed_shapes(one.plan for one in grid) & calibrated_shapes(PROFILE_HIDDEN)
+def refuse_shared(profile: HardwareProfile, plans: Sequence[Plan]) -> None:
+    """SystemExit unless no executed shape, width or job of `plans` was calibrated on."""
+    shared = executed_shapes(plans) & calibrated_shapes(PROFILE_HIDDEN)
     jobs = {(len(job), job.requests[0].prompt_len) for _, job in JOBS}
-    repeated = [one for one in grid if (len(one.plan.workload), one.plan.workload.requests[0].prompt_len) in jobs]
+    repeated = [plan for plan in plans if (len(plan.workload), plan.workload.requests[0].prompt_len) in jobs]
     if shared or repeated:
         raise SystemExit(f"not out of sample: {sorted(shared)[:5]}, {len(repeated)} jobs calibrated on")
 

@@ -36,7 +36,7 @@ class Repeats:
         """[spans] undisturbed seconds of each operation."""
         return quiet(np.array([[span.end_s - span.start_s for span in run.spans] for run in self.runs]))
 
-    def _stretches(self, decode: bool) -> Floats:
+    def stretches(self, decode: bool) -> Floats:
         """[repeats, stretches] seconds between the ends of stretches; those of a phase sum to it."""
         found = []
         for run in self.runs:
@@ -47,11 +47,11 @@ class Repeats:
 
     @cached_property
     def prefill_s(self) -> float:
-        return float(quiet(self._stretches(decode=False)).sum())
+        return float(quiet(self.stretches(decode=False)).sum())
 
     @cached_property
     def decode_s(self) -> float:
-        return float(quiet(self._stretches(decode=True)).sum())
+        return float(quiet(self.stretches(decode=True)).sum())
 
     @property
     def decode_step_s(self) -> float:

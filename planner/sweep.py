@@ -6,11 +6,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from planner.costs import CostModel
 from planner.errors import HybridserveError, InfeasibleError, RunError
@@ -23,6 +23,7 @@ from planner.sweep_axes import Value
 from planner.sweep_points import Point
 from planner.terminal import Advance
 
+Done = TypeVar("Done")
 FIGURES = (
     *TIME_KEYS, "bound_total_s", "gap", "act_share", "waves", "mini_batches", "resident_layers", "binding",
     "link_busy_fraction", "compute_busy_fraction", "gpu_planned_bytes", "gpu_capacity_bytes", "host_planned_bytes",
@@ -48,14 +49,7 @@ def sweep(points: Sequence[Point], policies: Sequence[Policy | Peer], workers: i
     RunError when a worker dies. An interrupt ends the workers and goes on to the caller.
     """
     tasks = [(point, policy.name) for point in points for policy in policies]
-    workers = min(workers, len(tasks))
-    if workers > 1:
-        return _in_parallel(tasks, workers, advance)
-    rows = []
-    for task in tasks:
-        rows.append(_row(*task))
-        advance(len(rows), len(tasks))
-    return rows
+    return in_parallel(_row, tasks, workers, advance)
 
 
 def cores() -> int:
@@ -89,12 +83,31 @@ def _row(point: Point, policy: str) -> Row:
     return Row(point.settings, policy, figures_of(plan_result(plan)))
 
 
-def _in_parallel(tasks: Sequence[tuple[Point, str]], workers: int, advance: Advance) -> list[Row]:
+def in_parallel(
+    work: Callable[..., Done], tasks: Sequence[tuple[Any, ...]], workers: int, advance: Advance
+) -> list[Done]:
+    """`work(*task)` of every task, in their order, in so many processes; in this one where a single one is enough.
+
+    RunError when a worker dies. An interrupt ends the workers and goes on to the caller.
+    """
+    workers = min(workers, len(tasks))
+    if workers > 1:
+        return _in_workers(work, tasks, workers, advance)
+    done = []
+    for task in tasks:
+        done.append(work(*task))
+        advance(len(done), len(tasks))
+    return done
+
+
+def _in_workers(
+    work: Callable[..., Done], tasks: Sequence[tuple[Any, ...]], workers: int, advance: Advance
+) -> list[Done]:
     # Not forked: the solver and the progress bar run threads here, and a fork may copy one of their locks.
     older = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_as_worker)
     try:
-        futures = [pool.submit(_row, *task) for task in tasks]
+        futures = [pool.submit(work, *task) for task in tasks]
         for done, future in enumerate(as_completed(futures), start=1):
             future.result()
             advance(done, len(tasks))

@@ -31,13 +31,17 @@ DOCUMENTS = sorted(
         ROOT / "CHANGELOG.md",
         ROOT / "hwprofiles" / "README.md",
         ROOT / "notebooks" / "README.md",
-        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
     ]
 )
 PLACES = ("planner", "runtime", "hwprofiles", "benchmarks", "tests", "docs", "notebooks")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
-LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+LINK = re.compile(
+    r"""\]\(\s*<?([^)\s>]+)>?(?:\s+"[^"]*")?\s*\)|^\s{0,3}\[[^\]]+\]:\s*(\S+)|<(?:a|img)\s[^>]*?(?:href|src)="([^"]+)\"""",
+    re.MULTILINE,
+)
+"""Links and pictures: inline, by reference, and as HTML."""
 HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -47,8 +51,35 @@ def prose(text: str) -> str:
 
 
 def anchors(text: str) -> set[str]:
-    """Anchors of the headings, as GitHub makes them."""
-    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in HEADING.findall(prose(text))}
+    """Anchors of the headings, as GitHub makes them: of equal ones, the second has -1 at its end."""
+    found: set[str] = set()
+    for heading in HEADING.findall(prose(text)):
+        words = re.sub(r"\]\([^)]*\)", "", heading)
+        one = re.sub(r"[^\w\- ]", "", words.strip().lower()).replace(" ", "-")
+        found.add(next(name for n in range(len(found) + 1) if (name := f"{one}-{n}" if n else one) not in found))
+    return found
+
+
+def targets(text: str) -> list[str]:
+    """What a document links to, outside of its code."""
+    return ["".join(groups) for groups in LINK.findall(INLINE.sub("", prose(text)))]
+
+
+def leads_somewhere(path: Path, text: str, target: str) -> bool:
+    """Whether `text`, a document at `path`, links to something; what is outside the repository is nothing."""
+    name, _, anchor = target.partition("#")
+    if name:
+        file = (path.parent / name).resolve()
+        if not file.exists() or not file.is_relative_to(ROOT) or (anchor and file.suffix != ".md"):
+            return False
+        text = file.read_text(encoding="utf-8") if anchor else ""
+    return not anchor or anchor in anchors(text)
+
+
+def broken(path: Path, text: str) -> list[str]:
+    """Relative links of `text`, a document at `path`, that lead nowhere."""
+    relative = [target for target in targets(text) if not re.match(r"[a-z]+:", target)]
+    return [target for target in relative if not leads_somewhere(path, text, target)]
 
 
 def inline(text: str) -> list[str]:
@@ -84,15 +115,17 @@ def named(path: Path) -> str:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=named)
 def test_links_lead_somewhere(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    for target in LINK.findall(prose(text)):
-        if "://" in target:
-            continue
-        name, _, anchor = target.partition("#")
-        found = path.parent / name if name else path
-        assert found.exists(), f"{path.name} links to {target}"
-        if anchor:
-            assert anchor in anchors(found.read_text(encoding="utf-8")), f"{path.name}: no heading {target}"
+    assert broken(path, path.read_text(encoding="utf-8")) == []
+
+
+def test_broken_links_of_every_kind_are_found() -> None:
+    good = '# A `b`: c\n## Twice\n## Twice\n[x](#a-b-c) [x](#twice-1) ![x](images/demo.png "t") [x](https://a.b/c#d)\n'
+    good += '[x](../README.md#installation)\n\n[y]: policies.md#ours\n\n<img src="images/demo.png"> `[x](no.md)`\n'
+    page = ROOT / "docs" / "page.md"
+    assert len(targets(good)) == 7 and broken(page, good) == []
+    for wrong in ("[x](#twice-2)", "![x](images/none.png)", "[x](policies.md#theirs)", "\n[y]: none.md",
+                  '<a class="c" href="none.md">', "[x](../../elsewhere)", "[x](images/demo.png#a)"):  # fmt: skip
+        assert len(broken(page, good + wrong)) == 1, wrong
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=named)
@@ -109,6 +142,15 @@ def test_example_commands_parse(path: Path) -> None:
             COMMANDS[words[0]].make_context(words[0], words[1:])  # parses and checks, runs nothing
         except Exception as error:  # the classes differ between versions of typer
             pytest.fail(f"{path.name}: hybridserve {shlex.join(words)}: {error}")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_ends_with_an_example_that_parses(name: str) -> None:
+    _, *found = COMMANDS[name].help.split("Example: hybridserve ")
+    assert len(found) == 1, f"hybridserve {name} --help has {len(found)} examples"
+    command, *words = shlex.split(found[0])  # lines are broken anywhere
+    assert command == name
+    COMMANDS[name].make_context(name, words)  # parses and checks, runs nothing
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=named)

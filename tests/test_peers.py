@@ -58,7 +58,7 @@ def clocked_step(one: FlexGen, cached: float) -> float:
     """A decode step of FlexGen as operations with barriers: what the closed form must say."""
     costs, setting = one.costs, one.setting
     free = costs.hardware.with_values(**{"link.compute_s_lost_per_byte": 0.0, "link.during_compute": 1.0})
-    embed, attention, mlp, head = one._stages(1, cached)
+    embed, attention, mlp, head = one.stages(1, cached)
     stages = [embed, *[attention, mlp] * costs.model.layers, head]
     link = costs.hardware.link
     hidden = setting.gpu_batch * costs.model.hidden * costs.model.element_bytes

@@ -48,7 +48,7 @@ def placed(share: float, tensors: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Stage:
+class Stage:
     """One of FlexGen's schedule layers, bytes and seconds: for one GPU batch, except the weights, which all share."""
 
     weights: float = 0.0
@@ -83,7 +83,7 @@ class FlexGen:
     def _pass(self, new: int, cached: float) -> float:
         """Seconds for `new` tokens of every request over `cached` ones."""
         layers = self.costs.model.layers
-        embed, attention, mlp, head = self._stages(new, cached)
+        embed, attention, mlp, head = self.stages(new, cached)
         order = ((embed, attention, 1), (attention, mlp, layers), (mlp, attention, layers - 1), (mlp, head, 1))
         return sum(times * self._all_batches(now, then, new) for now, then, times in (*order, (head, embed, 1)))
 
@@ -91,7 +91,7 @@ class FlexGen:
         """Of one decode step: each stage's weights cross once, and everything else for each batch."""
         layers, batches = self.costs.model.layers, self.setting.batches
         link = compute = nbytes = 0.0
-        for stage, times in zip(self._stages(1, cached), (1, layers, layers, 1), strict=True):
+        for stage, times in zip(self.stages(1, cached), (1, layers, layers, 1), strict=True):
             hidden = self.setting.gpu_batch * self.costs.model.hidden * self.costs.model.element_bytes
             moved = stage.weights + batches * (stage.cache + hidden)
             each = self.costs.h2d(stage.weights + hidden) + (batches - 1) * self.costs.h2d(hidden)
@@ -100,14 +100,14 @@ class FlexGen:
             compute += times * batches * stage.compute
         return Busy(link, compute, nbytes)
 
-    def _all_batches(self, now: _Stage, then: _Stage, new: int) -> float:
+    def _all_batches(self, now: Stage, then: Stage, new: int) -> float:
         last = self.setting.batches - 1
         return sum(
             self._step(now, then.weights if k == 0 else 0.0, then.cache if k == last else now.cache, new)
             for k in range(last + 1)
         )
 
-    def _step(self, now: _Stage, weights: float, cache: float, new: int) -> float:
+    def _step(self, now: Stage, weights: float, cache: float, new: int) -> float:
         """One (layer, batch): next weights and cache arrive while this batch computes; then everything stops."""
         link, model = self.costs.hardware.link, self.costs.model
         hidden = self.setting.gpu_batch * new * model.hidden * model.element_bytes
@@ -120,7 +120,7 @@ class FlexGen:
             return weights_s + relay_s + cache_s + now.compute + store_s
         return max(max(weights_s, relay_s) + cache_s, relay_s + now.compute, store_s)
 
-    def _stages(self, new: int, cached: float) -> tuple[_Stage, _Stage, _Stage, _Stage]:
+    def stages(self, new: int, cached: float) -> tuple[Stage, Stage, Stage, Stage]:
         """Embedding, attention, feed-forward and head."""
         costs, model, setting = self.costs, self.costs.model, self.setting
         rows, off_gpu = setting.gpu_batch * new, 1 - setting.cache_on_gpu
@@ -129,17 +129,17 @@ class FlexGen:
         mlp_s, attend_s = self._mlp_s(rows), self._attend_s(new, cached)
         overhead_s = costs.hardware.gpu.achieved.forward_overhead_s.value / 2
         return (
-            _Stage(weights=outer, compute=costs.embed(rows).seconds),
-            _Stage(
+            Stage(weights=outer, compute=costs.embed(rows).seconds),
+            Stage(
                 weights=self.attention_bytes * (1 - placed(setting.weights_on_gpu, ATTENTION_MATRICES)),
                 cache=0.0 if setting.cpu_attention else cached * kv_bytes * off_gpu,
                 store=new * kv_bytes * off_gpu,
                 compute=costs.projections(rows).seconds - mlp_s + attend_s + overhead_s,
             ),
-            _Stage(
+            Stage(
                 weights=self.mlp_bytes * (1 - placed(setting.weights_on_gpu, MLP_MATRICES)), compute=mlp_s + overhead_s
             ),
-            _Stage(weights=outer, compute=costs.sample(setting.gpu_batch).seconds),
+            Stage(weights=outer, compute=costs.sample(setting.gpu_batch).seconds),
         )
 
     def _mlp_s(self, rows: int) -> float:

@@ -1,0 +1,216 @@
+"""The paper's figure executed in scale: small models and a paced link with the ratios of OPT-6.7B, 30B and 66B.
+
+Predicted before every run from a profile calibrated on other shapes, as `benchmarks.accuracy` does. Every round runs
+all policies of a point one after the other, so that a slow spell of the machine hits them alike. What has been run is
+kept in out/paper-scale after every run: a measurement that was broken off goes on from there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.accuracy import FIRST_ROUNDS, RUNS_PER_TURN, calibration, predicted_now, refuse_shared
+from benchmarks.grid import PROFILE_HIDDEN
+from benchmarks.paper_points import BATCH, HARDWARE, costs_of
+from benchmarks.records import RESULTS, write
+from planner.files import write_whole
+from planner.hardware import HardwareProfile
+from planner.model import ModelSpec, load_model
+from planner.plan import Plan, read_plan
+from planner.planning import make_plan
+from planner.policies import POLICIES
+from planner.repeats import Repeats, quiet
+from planner.scale import Ratios, scaled_link, scaled_model, scaled_workload
+from planner.search import Options
+from planner.timeline import Timeline
+from planner.workload import Workload
+from runtime.execution import execute
+from runtime.profiler import Profiler, Request
+
+RECORD = "paper-scale.json"
+PARTIAL = Path("out") / "paper-scale"
+SHAPES = (("opt-6.7b", 256, 5), ("opt-30b", 384, 4), ("opt-66b", 512, 3))
+"""What is scaled down, and the width and layers of its scale model. No width is that of the profile's kernels."""
+PROMPTS = (256, 512, 1024, 1920)
+POLICIES_RUN = ("kv-only", "act-only", "hybridserve", "hybrid")
+REQUESTS, GEN_LEN, VOCAB = 8, 9, 1024
+ROUNDS = 4
+SLOTS_SHARE = 1.2
+"""Arena beside weights, as a share of the whole batch's K and V in one layer: room for slots and a few residents."""
+STREAMED = Options(max_resident_layers=0, waves=1)
+"""The arena could keep a model of a few layers; the card cannot keep those that it stands for."""
+KEYS = ("prefill_s", "decode_step_s", "total_s")
+
+
+@dataclass
+class ScalePoint:
+    """One policy at one prompt length of one shape, and what was predicted and measured, run by run."""
+
+    target: str
+    prompt_len: int
+    policy: str
+    plan: Plan
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    """Predicted times, and measured seconds of every stretch of prefill and decoding."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.target}-{self.prompt_len}-{self.policy}"
+
+    def run(self, profile: HardwareProfile) -> None:
+        """Predict, then execute."""
+        predicted = predicted_now(self.plan, profile)
+        done = Repeats([execute(self.plan, seed=len(self.runs)).measured])
+        self.runs.append({"predicted": _times(predicted), "measured": _times(done), "stretches_s": {
+            "prefill": done.stretches(decode=False)[0].tolist(), "decode": done.stretches(decode=True)[0].tolist(),
+        }})  # fmt: skip
+
+    def record(self) -> dict[str, Any]:
+        """The point as data. Measured is what its runs take undisturbed, as `planner.repeats` has it."""
+        stretches = [run["stretches_s"] for run in self.runs]
+        prefill_s, decode_s = (
+            float(quiet(np.array([one[phase] for one in stretches])).sum()) for phase in ("prefill", "decode")
+        )
+        measured = {
+            "prefill_s": prefill_s, "decode_step_s": decode_s / (GEN_LEN - 1), "total_s": prefill_s + decode_s,
+        }  # fmt: skip
+        request, model, prediction = self.plan.workload.requests[0], self.plan.model, self.plan.prediction
+        return {
+            "split": "validate", "target": self.target, "target_prompt_len": self.prompt_len, "policy": self.policy,
+            "hidden": model.hidden, "layers": model.layers, "requests": len(self.plan.workload),
+            "prompt_len": request.prompt_len, "gen_len": request.gen_len,
+            "link_bytes_per_s": self.plan.hardware.link.h2d_bytes_per_s.value,
+            "act_share": prediction.act_share, "binding": prediction.binding,
+            "mini_batches": len(self.plan.decisions.mini_batches),
+            "predicted": self.runs[-1]["predicted"], "measured": measured,
+            "runs": [{key: run[key] for key in ("predicted", "measured")} for run in self.runs],
+        }  # fmt: skip
+
+
+def _times(one: Timeline | Repeats) -> dict[str, float]:
+    return {key: float(getattr(one, key)) for key in KEYS}
+
+
+def measure(quick: bool, again: bool) -> dict[str, Any]:
+    """Everything, in less than a quarter of an hour on a quiet machine with two cores; returns the record.
+
+    `quick`: one shape and prompt length, once, kept nowhere. `again`: forget what was broken off. InputError when a
+    plan that was broken off is one of another version.
+    """
+    started = time.perf_counter()
+    folder, rounds = (None, 1) if quick else (PARTIAL, ROUNDS)
+    if again and folder and folder.exists():
+        shutil.rmtree(folder)
+    request = Request("cpu", hidden=PROFILE_HIDDEN, heads=PROFILE_HIDDEN // 64, profile_id="paper-scale-profile")
+    profiler = Profiler(request, lambda done, of, text: _say(f"profile: {text}"))
+    with profiler.measuring():
+        for i in range(1 if quick else FIRST_ROUNDS):
+            _say(f"profile: round {i + 1}")
+            profiler.round_of_turns()
+        profile = profiler.profile()
+        points = list(_points(profile, folder, SHAPES[:1] if quick else SHAPES, PROMPTS[:1] if quick else PROMPTS))
+        refuse_shared(profile, [point.plan for point in points])
+        before_s = _spent(folder)
+        done = 0
+        for turn in range(rounds):
+            for point in _in_turn(points, turn):
+                if len(point.runs) > turn:
+                    continue
+                if done % RUNS_PER_TURN == 0:
+                    profiler.turn()
+                    profile = profiler.profile()
+                point.run(profile)
+                done += 1
+                _keep(folder, points, before_s + time.perf_counter() - started)
+                _say(f"round {turn + 1} of {rounds}: {point.key}, {sum(len(p.runs) for p in points)} runs of "
+                     f"{rounds * len(points)}")  # fmt: skip
+    record = {
+        "schema_version": 1, "date": datetime.date.today().isoformat(), "machine": profile.machine,
+        "took_s": round(before_s + time.perf_counter() - started), "hardware": HARDWARE,
+        "calibrate": calibration(profile), "points": [point.record() for point in points],
+    }  # fmt: skip
+    if folder:
+        _say(f"written: {write(RECORD, record)}")
+        shutil.rmtree(folder)
+    return record
+
+
+def _in_turn(points: list[ScalePoint], turn: int) -> Iterator[ScalePoint]:
+    """All policies of one point after each other, in another order each round."""
+    policies = len(POLICIES_RUN)
+    for first in range(0, len(points), policies):
+        some = points[first : first + policies]
+        yield from (some[(i + turn) % policies] for i in range(policies))
+
+
+def _points(
+    profile: HardwareProfile, folder: Path | None, shapes: tuple[tuple[str, int, int], ...], prompts: tuple[int, ...]
+) -> Iterator[ScalePoint]:
+    """Planned now, or as they were when the measurement was broken off."""
+    known = json.loads((folder / "runs.json").read_text())["runs"] if folder and _begun(folder) else {}
+    for target, hidden, layers in shapes:
+        model = scaled_model(load_model(target), hidden, layers, VOCAB)
+        for prompt in prompts:
+            hardware, job = scaled(profile, model, target, prompt)
+            for policy in POLICIES_RUN:
+                file = folder / f"{target}-{prompt}-{policy}.yaml" if folder else None
+                if file and known:
+                    plan = read_plan(file)
+                else:
+                    plan = make_plan(hardware, model, job, POLICIES[policy], STREAMED)
+                    _say(f"planned {target}, prompt {prompt}, {policy}")
+                if file and not known:
+                    plan.write(file)
+                point = ScalePoint(target, prompt, policy, plan)
+                point.runs = known.get(point.key, [])
+                yield point
+
+
+def scaled(
+    profile: HardwareProfile, model: ModelSpec, target: str, prompt: int
+) -> tuple[HardwareProfile, Workload]:  # fmt: skip
+    """The machine and the job whose two ratios are those of `target` with the paper's batch on the paper's machine."""
+    wanted = Ratios.of(costs_of(target), BATCH * prompt)
+    what = f"{target} on {HARDWARE}, {BATCH} requests of {prompt} tokens"
+    job = scaled_workload(model, wanted, REQUESTS, GEN_LEN)
+    cache = (job.total_prompt_tokens + job.total_generated_tokens) * model.kv_bytes_per_token_layer
+    arena = model.outer_bytes + 2 * model.layer_bytes + SLOTS_SHARE * cache
+    hardware = scaled_link(profile, model, wanted, what)
+    return hardware.with_values(**{"gpu.memory.usable_bytes": float(round(arena))}), job
+
+
+# ---- what was broken off -------------------------------------------------------------------------
+
+
+def _begun(folder: Path) -> bool:
+    return (folder / "runs.json").exists()
+
+
+def _spent(folder: Path | None) -> float:
+    return float(json.loads((folder / "runs.json").read_text())["spent_s"]) if folder and _begun(folder) else 0.0
+
+
+def _keep(folder: Path | None, points: list[ScalePoint], spent_s: float) -> None:
+    if folder:
+        kept = {"spent_s": spent_s, "runs": {point.key: point.runs for point in points}}
+        write_whole(folder / "runs.json", json.dumps(kept))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def load() -> dict[str, Any] | None:
+    """The committed record, if there is one."""
+    path = RESULTS / RECORD
+    return json.loads(path.read_text()) if path.exists() else None

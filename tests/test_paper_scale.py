@@ -1,0 +1,121 @@
+"""The figure executed in scale: ratios, turns, out of sample, and a measurement that is broken off and goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import paper_scale, paper_scale_report
+from benchmarks.grid import PROFILE_HIDDEN
+from benchmarks.paper_points import BATCH, costs_of
+from benchmarks.paper_scale import POLICIES_RUN, PROMPTS, REQUESTS, ROUNDS, SHAPES, VOCAB, ScalePoint, scaled
+from benchmarks.records import RESULTS
+from planner.costs import CostModel
+from planner.hardware import HardwareProfile, load_hardware
+from planner.model import load_model
+from planner.scale import Ratios, scaled_model
+from runtime.calibration import JOBS
+
+PROFILE = load_hardware(str(RESULTS / "accuracy-profile.yaml"))
+
+
+@pytest.mark.parametrize(("target", "hidden", "layers"), SHAPES)
+def test_scale_models_have_the_ratios_of_what_they_stand_for(target: str, hidden: int, layers: int) -> None:
+    model = scaled_model(load_model(target), hidden, layers, VOCAB)
+    for prompt in PROMPTS:
+        hardware, job = scaled(PROFILE, model, target, prompt)
+        wanted = Ratios.of(costs_of(target), BATCH * prompt)
+        found = Ratios.of(CostModel(hardware, model), job.total_prompt_tokens)
+        assert found.rebuild_over_kv == pytest.approx(wanted.rebuild_over_kv, rel=1e-6)
+        assert found.weights_over_kv == pytest.approx(wanted.weights_over_kv, rel=0.05)  # whole blocks
+        assert hidden != PROFILE_HIDDEN and "requests of" in (hardware.scale_model_of or "")
+        assert (REQUESTS, job.requests[0].prompt_len) not in {(len(j), j.requests[0].prompt_len) for _, j in JOBS}
+
+
+def test_every_round_runs_every_policy_of_a_point_and_each_comes_first_once() -> None:
+    points = [ScalePoint(target, 1, policy, None) for target in "ab" for policy in POLICIES_RUN]  # type: ignore[arg-type]
+    rounds = [[(p.target, p.policy) for p in paper_scale._in_turn(points, turn)] for turn in range(ROUNDS)]
+    for order in rounds:
+        assert len(set(order)) == len(points) and [target for target, _ in order] == ["a"] * 4 + ["b"] * 4
+    assert {order[0][1] for order in rounds} == set(POLICIES_RUN)
+
+
+class Calibrated:
+    """A profiler that has measured already."""
+
+    def __init__(self, *_: Any) -> None:
+        self.round_of_turns = self.turn = lambda: None
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        yield
+
+    def profile(self) -> HardwareProfile:
+        return PROFILE
+
+
+def test_a_measurement_that_is_broken_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper_scale, "Profiler", Calibrated)
+    monkeypatch.setattr(paper_scale, "PARTIAL", tmp_path / "partial")
+    monkeypatch.setattr(paper_scale, "SHAPES", SHAPES[:1])
+    monkeypatch.setattr(paper_scale, "PROMPTS", PROMPTS[:1])
+    monkeypatch.setattr(paper_scale, "ROUNDS", 2)
+    monkeypatch.setattr(paper_scale, "write", lambda name, record: tmp_path / name)
+    ran: list[str] = []
+
+    def run(point: ScalePoint, profile: HardwareProfile) -> None:
+        if len(ran) == 3:
+            ran.append("broken off")
+            raise KeyboardInterrupt
+        ran.append(point.policy)
+        seconds = {"prefill_s": 2.0, "decode_step_s": 1.0, "total_s": 10.0}
+        stretches = {"prefill": [1.0, 1.0], "decode": [1.0 + len(point.runs)] * 8}
+        point.runs.append({"predicted": seconds, "measured": seconds, "stretches_s": stretches})
+
+    monkeypatch.setattr(ScalePoint, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        paper_scale.measure(quick=False, again=False)
+    kept = json.loads((tmp_path / "partial" / "runs.json").read_text())
+    assert sum(map(len, kept["runs"].values())) == 3
+    monkeypatch.setattr(paper_scale, "make_plan", None)  # plans are those of the first part
+    record = paper_scale.measure(quick=False, again=False)
+    assert [name for name in ran if name != "broken off"] == [
+        "kv-only", "act-only", "hybridserve", "hybrid", "act-only", "hybridserve", "hybrid", "kv-only",
+    ]  # fmt: skip
+    assert all(len(point["runs"]) == 2 for point in record["points"])
+    first = record["points"][0]
+    assert first["measured"] == {"prefill_s": 2.0, "decode_step_s": 1.0, "total_s": 10.0}  # undisturbed: the faster run
+    assert not (tmp_path / "partial").exists()
+    assert "0 percentage points" not in paper_scale_report.scale_report(record)
+
+
+def test_gains_by_hand() -> None:
+    def point(policy: str, predicted: float, measured: float) -> dict[str, Any]:
+        return {
+            "target": "a", "target_prompt_len": 1, "policy": policy, "predicted": {"total_s": predicted},
+            "measured": {"total_s": measured},
+        }  # fmt: skip
+
+    points = [point("hybrid", 1.0, 2.0), point("kv-only", 1.5, 3.08), point("act-only", 2.0, 3.8)]
+    points.append(point("hybridserve", 1.0, 2.0))
+    found = {gain.over: gain for gain in paper_scale_report.gains(points)}
+    assert (found["kv-only"].predicted, found["kv-only"].measured) == (1.5, 1.54)
+    assert found["kv-only"].holds and not found["act-only"].holds
+    assert paper_scale_report.within(points) == 0.5
+
+
+RECORD = paper_scale.load()
+
+
+@pytest.mark.skipif(RECORD is None, reason="python -m benchmarks.paper --execute has not been run yet")
+def test_the_record_holds_what_the_project_promises() -> None:
+    assert RECORD is not None
+    assert {p["target"] for p in RECORD["points"]} == {target for target, _, _ in SHAPES}
+    assert len(RECORD["points"]) == len(SHAPES) * len(PROMPTS) * len(POLICIES_RUN)
+    assert all(p["split"] == "validate" for p in RECORD["points"]) and RECORD["calibrate"]["split"] == "calibrate"
+    assert paper_scale_report.within(RECORD["points"]) >= 0.8
