@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # no traceback of an interrupt while the rest is imported, see planner/entry.py
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import os
 import sys
 import threading
@@ -81,8 +86,9 @@ def simulate_command(plan: flags.PlanFile, trace: flags.Trace = None, as_json: f
     Example: hybridserve simulate plan.yaml --trace predicted.json
     """
     selection.check_files({"--trace": trace}, [plan])
-    found = read_plan(plan)
-    timeline = predicted_timeline(found, plan)
+    with terminal.status("reading and simulating"):
+        found = read_plan(plan)
+        timeline = predicted_timeline(found, plan)
     if trace:
         write_trace(trace, {"predicted": timeline})
     terminal.show(as_json, {**plan_result(found), **times(timeline)}, report.plan_report(found))
@@ -95,8 +101,8 @@ def explain_command(plan: flags.PlanFile, as_json: flags.Json = False) -> None:
 
     Example: hybridserve explain plan.yaml
     """
-    found = read_plan(plan)
-    with terminal.status("simulating"):
+    with terminal.status("reading and simulating"):
+        found = read_plan(plan)
         predicted_timeline(found, plan)
         where = attribute_waves(found.hardware, found.model, found.waves)
     terminal.show(as_json, explain_result(found, where), explain_report(found, where))
@@ -225,4 +231,5 @@ def run_and_leave() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run_and_leave()

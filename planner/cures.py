@@ -53,7 +53,7 @@ def cure_for(problem: Mapping[str, Any], schema: type[BaseModel]) -> str:
     if kind == "literal_error":
         return _one_of(problem, at, schema)
     if kind == "string_pattern_mismatch" and at[-1] == "id":
-        return "Use letters, digits, '.', '_' and '-' only"
+        return "Use letters, digits, '.', '_' and '-' only, the first a letter or digit"
     if kind == "invalid_key":
         return "Put it in quotes if it belongs here, or remove it"
     shape = example(annotation_at(schema, at), at)
@@ -118,6 +118,8 @@ def _unit_words(at: Location) -> str | None:
 def example(annotation: Any, at: Location) -> str:
     """A value of the annotated type, as YAML writes it on one line."""
     key, kind = str(at[-1]) if at else "", bare(annotation)
+    if "points" in at[-3:] and at[-1] == 0:
+        return "64"  # the size of a point
     if key in EXAMPLES:
         return EXAMPLES[key]
     if isinstance(kind, type) and issubclass(kind, BaseModel):

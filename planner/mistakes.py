@@ -111,7 +111,11 @@ def _what(kind: str, value: object) -> str:
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         bare_number = isinstance(value, int | float) and not isinstance(value, bool)
         return f"{short(value)} is {'a bare number, ' if bare_number else ''}not a block of keys and values"
-    return {"invalid_key": "this key is not text", "list_type": f"{short(value)} is not a list"}.get(kind, "")
+    return {
+        "invalid_key": "this key is not text", "list_type": f"{short(value)} is not a list",
+        "string_type": f"{short(value)} is not text", "too_short": f"{short(value)} is empty",
+        "string_too_short": f"{short(value)} is empty", "string_pattern_mismatch": f"{short(value)} is spelt wrongly",
+    }.get(kind, "")  # fmt: skip
 
 
 def _did_you_mean(at: Location, name: str) -> Mistake:

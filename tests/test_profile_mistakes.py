@@ -84,7 +84,7 @@ EXPECTED = [
     # the key, the mistake, the cure
     ("schema_version", "input should be 2, got 7", "Write schema_version: 2, and the keys of that version"),
     ("id", "'my card'", "Use letters, digits, '.', '_' and '-' only"),
-    ("description", "got 12", 'Write description: "text"'),
+    ("description", "12 is not text", 'Write description: "text"'),
     ("colour", "unknown key", "Remove it. Known here: description, gpu, host"),
     ("machine.cores", "got 8", 'Write cores: "text"'),
     ("gpu.name", "at least 1 character, got ''", 'Write name: "text"'),

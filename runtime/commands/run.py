@@ -9,15 +9,16 @@ from typing import Annotated
 import typer
 
 from planner import flags, report, selection, terminal
-from planner.errors import InputError
+from planner.errors import InputError, UnansweredError
 from planner.plan import Plan, read_plan
 from planner.trace import write_trace
 from planner.verification import predicted_timeline
-from runtime import prompts as lines
 from runtime.commands.shared import need_runtime
 from runtime.completions import write_completions
 from runtime.continuation import Rest, job_of, rest_of
 from runtime.journal import Journal
+from runtime.prompt_file import PromptFile, as_planned, read_prompts
+from runtime.prompts import Text
 
 
 def run_command(
@@ -44,33 +45,47 @@ def run_command(
     if output and not prompts:
         raise InputError("--output needs --input", where="run", cure="Give the prompts to complete")
     selection.check_files({"--output": output, "--trace": trace}, [plan, prompts], checkpoint)
-    found = read_plan(plan)
-    selection.check_made_for(found, hardware, plan)
-    predicted_timeline(found, plan)
+    with terminal.status("reading and simulating"):
+        found = read_plan(plan)
+        selection.check_made_for(found, hardware, plan)
+        predicted_timeline(found, plan)
     need_runtime()
-    text = lines.Text(checkpoint)
+    text = Text(checkpoint)
     if prompts is None:
-        return _run(found, None, None, checkpoint, random_weights or 0, trace, as_json)
-    asked = lines.read_prompts(prompts, text)
-    lines.check_planned(asked, found, prompts)
+        return _run(found, None, None, None, checkpoint, random_weights or 0, trace, as_json)
+    asked = as_planned(read_prompts(prompts, text), found)
+    _say_what_is_left_out(asked)
     weights = str(checkpoint.resolve()) if checkpoint else f"random {random_weights or 0}"
-    journal = Journal(output, job_of(found, asked, weights)) if output else None
-    rest = rest_of(found, asked, journal, text)
+    journal = Journal(output, job_of(found, asked.good, weights)) if output else None
+    rest = rest_of(found, asked.good, journal, text)
     if journal and journal.tokens:
         begun = len(journal.tokens.keys() - journal.ended)
-        said = f"going on: {len(journal.ended)} of {len(asked)} requests were finished, {begun} begun"
+        said = f"going on: {len(journal.ended)} of {len(asked.good)} requests were finished, {begun} begun"
+        terminal.err.print(said, soft_wrap=True, highlight=False)
+    if rest and rest.plan is not found:
+        said = f"planned again for the {len(rest.plan.workload)} requests that are left"
         terminal.err.print(said, soft_wrap=True, highlight=False)
     if rest:
-        _run(rest.plan, rest, journal, checkpoint, random_weights or 0, trace, as_json)
+        _run(rest.plan, rest, asked, journal, checkpoint, random_weights or 0, trace, as_json)
     if output and journal:
         write_completions(output, asked, journal.tokens, found.model.eos_token_id, text)
         journal.remove()
         terminal.written(output)
+    if asked.bad:
+        what = f"{len(asked.bad)} of {len(asked)} lines of {prompts} could not be run, the others were"
+        raise UnansweredError(f"{what}. {'Their entries in the output say why' if output else 'See above'}")
+
+
+def _say_what_is_left_out(asked: PromptFile) -> None:
+    """Before hours of work, so that they can be mended meanwhile, or first."""
+    if asked.bad:
+        said = f"left out, of {len(asked)} lines: {asked.mistakes}"
+        terminal.err.print(said, soft_wrap=True, highlight=False)
 
 
 def _run(
-    plan: Plan, rest: Rest | None, journal: Journal | None, checkpoint: Path | None, seed: int, trace: Path | None,
-    as_json: bool,
+    plan: Plan, rest: Rest | None, asked: PromptFile | None, journal: Journal | None, checkpoint: Path | None,
+    seed: int, trace: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Run, and show how it went."""
     from runtime.execution import execute  # noqa: PLC0415  (torch is imported only where something runs)
@@ -87,6 +102,8 @@ def _run(
     if trace:
         write_trace(trace, {"predicted": done.predicted, "measured": done.measured})
     result = done.result()
+    if asked is not None:
+        result["bad_lines"] = [{"line": one.number, "id": one.id, "error": str(one.mistake)} for one in asked.bad]
     terminal.show(
         as_json, result, report.streams_report(plan.policy, done.predicted, done.measured),
         report.kinds_report(plan.policy, done.predicted, done.measured), report.errors_report([(plan.policy, result)]),

@@ -7,7 +7,8 @@ from pathlib import Path
 from planner import selection
 from planner.errors import InputError
 from planner.workload import Workload
-from runtime import prompts as lines
+from runtime.prompt_file import holds_prompts, prompt_workload
+from runtime.prompts import Text
 
 
 def job_of(
@@ -18,8 +19,8 @@ def job_of(
     if path is None or equal is not None:
         assert equal is not None
         return equal
-    if lines.holds_prompts(path):
-        return lines.as_workload(lines.read_prompts(path, lines.Text(Path(model))))
+    if holds_prompts(path):
+        return prompt_workload(path, Text(Path(model)))
     return Workload.from_jsonl(path)
 
 
