@@ -46,6 +46,8 @@ def cure_for(problem: Mapping[str, Any], schema: type[BaseModel]) -> str:
     kind, at, value = problem["type"], problem["loc"], problem.get("input")
     if isinstance(value, str) and ("float" in kind or "int" in kind):
         return _spelling(value)
+    if kind == "string_type" and isinstance(value, int | float):
+        return f'Put it in quotes: "{json.dumps(value)}"'
     if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
         unit = _unit_words(at)

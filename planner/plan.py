@@ -243,9 +243,11 @@ def restore_waves(record: DecisionsRecord, workload: Workload, model: ModelSpec)
         missing = next(i for i in range(len(workload)) if i not in seen)
         raise InputError(f"request {missing} is in no mini-batch", where="decisions.waves", cure="Plan again")
     layers = record.resident_layers
-    wrong = next((f"layer {n} is not one of 0 to {model.layers - 1}" for n in layers if n >= model.layers), None)
-    if wrong or len(set(layers)) != len(layers):
-        raise InputError(wrong or "a layer is given twice", where="decisions.resident_layers", cure="Plan again")
+    beyond = next((n for n in layers if n >= model.layers), None)
+    if beyond is not None or len(set(layers)) != len(layers):
+        wrong = "one is given twice" if beyond is None else f"there is no layer {beyond}"
+        what = f"{wrong}: layers are 0 to {model.layers - 1}, each at most once"
+        raise InputError(what, where="decisions.resident_layers", cure="Plan again")
     if record.weight_slots == 0 and len(layers) < model.layers:
         raise InputError("streamed layers need a slot", where="decisions.weight_slots", cure="At least 1, better 2")
     return waves

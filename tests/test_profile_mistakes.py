@@ -84,9 +84,9 @@ EXPECTED = [
     # the key, the mistake, the cure
     ("schema_version", "input should be 2, got 7", "Write schema_version: 2, and the keys of that version"),
     ("id", "'my card'", "Use letters, digits, '.', '_' and '-' only"),
-    ("description", "12 is not text", 'Write description: "text"'),
+    ("description", "12 is not text", 'Put it in quotes: "12"'),
     ("colour", "unknown key", "Remove it. Known here: description, gpu, host"),
-    ("machine.cores", "got 8", 'Write cores: "text"'),
+    ("machine.cores", "8 is not text", 'Put it in quotes: "8"'),
     ("gpu.name", "at least 1 character, got ''", 'Write name: "text"'),
     ("gpu.device", "'cuda' or 'cpu', got 'tpu'", "Did you mean 'cpu'"),
     ("gpu.datasheet.flops.float8", "'float8'", "Did you mean 'float"),

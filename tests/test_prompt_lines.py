@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,33 @@ def test_lines_that_spoilt_since_the_plan_are_left_out_of_it(folder: Path) -> No
     assert [answers[i] for i in (0, 1, 3, 4, 6, 7)] == [whole[i] for i in (0, 1, 3, 4, 6, 7)]
     assert "token 256 is outside the vocabulary of 256" in answers[5]["error"] and answers[5]["id"] == "p5"
     assert [one["line"] for one in bad] == [3, 6]
+
+
+def test_no_line_whatever_breaks_the_reading(tmp_path: Path) -> None:
+    """Good lines with values changed at random: read, or refused."""
+    draw, path = random.Random(7), tmp_path / "prompts.jsonl"
+    plain = {"id": "b", "tokens": [1, 2], "max_new_tokens": 3, "top_p": 0.5, "top_k": 3, "seed": 1, "ignore_eos": True}
+    batch = {"custom_id": "c", "method": "POST", "url": "/v1", "body": {"prompt": "x", "max_tokens": 3, "n": 1}}
+    odd = [None, True, -1, 0, 1, "", "1e9", [], {}, float("nan"), 10**30, "\ud800", "a\u2028", [[]], {"a": 1}, 0.5]
+    lines = [GOOD]
+    for _ in range(400):
+        line = json.loads(json.dumps(draw.choice([plain, batch])))
+        inner = line["body"] if "body" in line and draw.random() < 0.5 else line
+        inner[draw.choice([*inner, "id", "custom_id", "stop"])] = draw.choice(odd)
+        text = json.dumps(line)
+        lines.append(text if draw.random() < 0.9 else text[: draw.randrange(1, len(text))])
+    path.write_text("\n".join(lines), encoding="utf-8")
+    tokenizer = Text(tmp_path)
+    tokenizer.__dict__["_tokenizer"] = Letters()
+    found = read_prompts(path, tokenizer)
+    assert found.good and found.bad and len(found) == len(lines)
+    assert all(one.mistake.key.startswith(f"line {one.number}") for one in found.bad)
+    names = [one.id for one in (*found.good, *found.bad) if one.id is not None]
+    assert len(names) == len(set(names))
+
+
+class Letters:
+    """A tokenizer of one token a letter; like real ones, it takes no half of a surrogate pair."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
