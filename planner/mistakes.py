@@ -116,7 +116,7 @@ def _what(kind: str, value: object) -> str:
         "invalid_key": "this key is not text",
         "list_type": f"{shown} is not a list",
         "string_type": f"{shown} is not text",
-        "too_short": f"{shown} is empty, at least 1 is needed",
+        "too_short": f"{shown} is empty, at least 1 item is needed",
         "string_too_short": f"{shown} is empty, at least 1 character is needed",
         "string_pattern_mismatch": f"{shown} is spelt wrongly",
     }.get(kind, "")

@@ -11,8 +11,11 @@ import pytest
 from cli_helpers import LENGTHS, cli, write_prompts, write_small_profile
 
 from planner.errors import InputError
+from planner.plan import read_plan
 from planner.workload import Workload
-from runtime.prompt_file import prompt_workload, read_prompts
+from runtime.continuation import job_of
+from runtime.journal import Journal
+from runtime.prompt_file import as_planned, prompt_workload, read_prompts
 from runtime.prompts import Text, TokenizerError
 
 GOOD = '{"id": "a", "tokens": [1, 2]}'
@@ -139,6 +142,22 @@ def test_lines_that_spoilt_since_the_plan_are_left_out_of_it(folder: Path) -> No
     assert [answers[i] for i in (0, 1, 3, 4, 6, 7)] == [whole[i] for i in (0, 1, 3, 4, 6, 7)]
     assert "token 256 is outside the vocabulary of 256" in answers[5]["error"] and answers[5]["id"] == "p5"
     assert [one["line"] for one in bad] == [3, 6]
+
+
+def test_a_run_with_bad_lines_goes_on_after_a_crash(folder: Path) -> None:
+    good = (folder / "good.jsonl").read_text(encoding="utf-8").splitlines()
+    whole = [json.loads(line) for line in (folder / "whole.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [*good[:3], "{oops", *good[4:]]
+    (folder / "asked.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    plan = read_plan(folder / "plan.yaml")
+    asked = as_planned(read_prompts(folder / "asked.jsonl", Text(None)), plan)
+    journal = Journal(folder / "out.jsonl", job_of(plan, asked.good, "random 0"))
+    journal.write({"p0": whole[0]["tokens"], "p7": whole[7]["tokens"]}, ended=True)
+    journal.write({"p1": whole[1]["tokens"][:3]}, ended=False)
+    code, err, answers, _ = run(folder, lines)
+    assert code == 3 and "going on: 2 of 7 requests were finished, 1 begun" in err
+    assert [one for one in answers if one["id"] is not None] == [one for one in whole if one["id"] != "p3"]
+    assert answers[3]["error"].startswith("line 4: ")
 
 
 def test_no_line_whatever_breaks_the_reading(tmp_path: Path) -> None:
