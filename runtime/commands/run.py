@@ -36,7 +36,8 @@ def run_command(
 ) -> None:  # fmt: skip
     """Execute a plan and lay the measurement beside its prediction.
 
-    With --output, what is finished is kept in a journal: the same command goes on after a crash.
+    With --output, what is finished is kept in a journal: the same command goes on after a crash. Exit code 3 where
+    lines of --input could not be run and the others were.
 
     Example: hybridserve run plan.yaml --random-weights 0 --trace both.json
     """
@@ -54,17 +55,10 @@ def run_command(
     if prompts is None:
         return _run(found, None, None, None, checkpoint, random_weights or 0, trace, as_json)
     asked = as_planned(read_prompts(prompts, text), found)
-    _say_what_is_left_out(asked)
     weights = str(checkpoint.resolve()) if checkpoint else f"random {random_weights or 0}"
     journal = Journal(output, job_of(found, asked.good, weights)) if output else None
     rest = rest_of(found, asked.good, journal, text)
-    if journal and journal.tokens:
-        begun = len(journal.tokens.keys() - journal.ended)
-        said = f"going on: {len(journal.ended)} of {len(asked.good)} requests were finished, {begun} begun"
-        terminal.err.print(said, soft_wrap=True, highlight=False)
-    if rest and rest.plan is not found:
-        said = f"planned again for the {len(rest.plan.workload)} requests that are left"
-        terminal.err.print(said, soft_wrap=True, highlight=False)
+    _say_how_it_begins(found, asked, journal, rest)
     if rest:
         _run(rest.plan, rest, asked, journal, checkpoint, random_weights or 0, trace, as_json)
     if output and journal:
@@ -76,11 +70,18 @@ def run_command(
         raise UnansweredError(f"{what}. {'Their entries in the output say why' if output else 'See above'}")
 
 
-def _say_what_is_left_out(asked: PromptFile) -> None:
-    """Before hours of work, so that they can be mended meanwhile, or first."""
+def _say_how_it_begins(plan: Plan, asked: PromptFile, journal: Journal | None, rest: Rest | None) -> None:
+    """What is not run, and why: before hours of work, so that it can be mended meanwhile, or first."""
+    said = []
     if asked.bad:
-        said = f"left out, of {len(asked)} lines: {asked.mistakes}"
-        terminal.err.print(said, soft_wrap=True, highlight=False)
+        said.append(f"left out, of {len(asked)} lines: {asked.mistakes}")
+    if journal and journal.tokens:
+        begun = len(journal.tokens.keys() - journal.ended)
+        said.append(f"going on: {len(journal.ended)} of {len(asked.good)} requests were finished, {begun} begun")
+    if rest and rest.plan is not plan:
+        said.append(f"planned again for the {len(rest.plan.workload)} requests that are left")
+    for line in said:
+        terminal.err.print(line, soft_wrap=True, highlight=False)
 
 
 def _run(
