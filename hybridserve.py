@@ -5,6 +5,11 @@ It parses, calls and prints; the work is in `planner` and `runtime`. Importing i
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # no traceback of an interrupt while the rest is imported, see planner/entry.py
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import os
 import sys
 import threading
@@ -91,7 +96,8 @@ def simulate_command(plan: flags.PlanFile, trace: flags.Trace = None, as_json: f
     Example: hybridserve simulate plan.yaml --trace predicted.json
     """
     selection.check_files({"--trace": trace}, [plan])
-    found = read_plan(plan).simulate()
+    with terminal.status("reading and simulating"):
+        found = read_plan(plan).simulate()
     if trace:
         found.write_trace(trace)
     terminal.show(as_json, found.result(), found.report())
@@ -104,9 +110,8 @@ def explain_command(plan: flags.PlanFile, as_json: flags.Json = False) -> None:
 
     Example: hybridserve explain plan.yaml
     """
-    found = read_plan(plan)
-    with terminal.status("simulating"):
-        where = found.explain()
+    with terminal.status("reading and simulating"):
+        where = read_plan(plan).explain()
     terminal.show(as_json, where.result(), where.report())
 
 
@@ -211,4 +216,5 @@ def run_and_leave() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run_and_leave()

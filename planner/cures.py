@@ -46,6 +46,8 @@ def cure_for(problem: Mapping[str, Any], schema: type[BaseModel]) -> str:
     kind, at, value = problem["type"], problem["loc"], problem.get("input")
     if isinstance(value, str) and ("float" in kind or "int" in kind):
         return _spelling(value)
+    if kind == "string_type" and isinstance(value, int | float):
+        return f'Put it in quotes: "{json.dumps(value)}"'
     if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
         unit = _unit_words(at)
@@ -53,7 +55,7 @@ def cure_for(problem: Mapping[str, Any], schema: type[BaseModel]) -> str:
     if kind == "literal_error":
         return _one_of(problem, at, schema)
     if kind == "string_pattern_mismatch" and at[-1] == "id":
-        return "Use letters, digits, '.', '_' and '-' only"
+        return "Use letters, digits, '.', '_' and '-' only, the first a letter or digit"
     if kind == "invalid_key":
         return "Put it in quotes if it belongs here, or remove it"
     shape = example(annotation_at(schema, at), at)
@@ -118,6 +120,8 @@ def _unit_words(at: Location) -> str | None:
 def example(annotation: Any, at: Location) -> str:
     """A value of the annotated type, as YAML writes it on one line."""
     key, kind = str(at[-1]) if at else "", bare(annotation)
+    if "points" in at[-3:] and at[-1] == 0:
+        return "64"  # the size of a point
     if key in EXAMPLES:
         return EXAMPLES[key]
     if isinstance(kind, type) and issubclass(kind, BaseModel):

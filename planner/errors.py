@@ -78,6 +78,12 @@ class RunError(HybridserveError):
     """A run that had to stop."""
 
 
+class UnansweredError(HybridserveError):
+    """A run that answered everything it could, but not everything it was asked."""
+
+    exit_code = 3
+
+
 def nearest(name: str, known: Iterable[str], or_else: str = "") -> str:
     """A cure for a misspelt `name`: the closest of `known`, else all of them; `or_else` is another way out."""
     known = sorted(known)

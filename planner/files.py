@@ -23,8 +23,9 @@ BROKEN = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, Re
 """What PyYAML raises for text that is no YAML, or whose tags (`!!int ""`) do not fit the text."""
 
 
-MOST_BYTES = {"hardware profile": 2**20}
-"""What a file of some kind never exceeds; other kinds may have as many as `MOST_BYTES_OF_ALL`."""
+MOST_BYTES = {"hardware profile": 2**20, "model config": 2**20, "plan": 2**27}
+"""What a file of some kind never exceeds; other kinds may have as many as `MOST_BYTES_OF_ALL`. A plan takes up to 600
+bytes for a request, and a minute or two to read at this limit."""
 MOST_BYTES_OF_ALL = 2**29
 MOST_VALUES = 10**7
 """Values of a YAML file, aliases followed: nested ones multiply, and would be walked for ever."""
@@ -82,7 +83,7 @@ def read_text(path: Path, what: str) -> str:
         with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             content = file.read(most + 1)
         if content is None or len(content) > most:
-            problem = f"it has more than {most:,} bytes" if content else "nothing can be read of it now"
+            problem = f"it has more than {most:,} bytes, the limit" if content else "nothing can be read of it now"
             raise InputError(f"cannot read this {what} file: {problem}", where=str(path), cure="Is it the right file?")
         text = content.decode("utf-8-sig")  # some editors begin a file with a byte order mark
         return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -98,7 +99,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """A YAML mapping; InputError on syntax errors (with the line), duplicates (all of them), or another top level."""
     text, twice = read_text(path, what), list[Mistake]()
     try:
-        _check_levels(text, path)
+        _check_size(text, path)
         loader = _StrictLoader(text)
         twice = loader.twice
         data = loader.get_single_data()
@@ -126,10 +127,12 @@ def _yaml_cure(problem: str, mark: yaml.Mark | None, text: str, what: str) -> st
     return f"Is the {what} file whole?"
 
 
-def _check_levels(text: str, path: Path) -> None:
-    """InputError for text nested beyond all sense."""
+def _check_size(text: str, path: Path) -> None:
+    """InputError for text nested beyond all sense, or of more values than any file here: before any of them is made."""
     level = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
+        if count > MOST_VALUES:
+            raise InputError(f"more than {MOST_VALUES:,} values", where=str(path), cure="Is this the right file?")
         level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if level > MOST_LEVELS:
             raise InputError("nested too deeply", where=str(path), cure="Is this the right file?")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 import hwprofiles
+from planner.cures import short
 from planner.curve import Count, Quantity, Strict
 from planner.errors import InputError, Mistake, Mistaken, nearest
 from planner.files import content_hash, read_yaml, validate
@@ -138,14 +139,14 @@ def _resolved(path: Path, depth: int) -> dict[str, Any]:
     misspelt = next((key for key in data if isinstance(key, str) and key.lower() in _ALMOST_EXTENDS), None)
     if misspelt:
         raise InputError("unknown key", where=f"{path}: {misspelt}", cure="Did you mean 'extends'?")
-    base = data.pop("extends", None)
-    if base is None:
+    if "extends" not in data:
         return data
+    base = data.pop("extends")
     if depth > 3 or base not in hwprofiles.names():
         raise InputError(
-            f"extends names no shipped profile: {base!r}",
+            f"extends names no shipped profile: {short(base)}",
             where=f"{path}: extends",
-            cure=nearest(str(base), hwprofiles.names()),
+            cure=nearest("" if base is None else str(base), hwprofiles.names()),
         )
     if "id" not in data:
         cure = f"Add id: and a name, like id: my-{base}. It is another machine, and plans are made for an id"

@@ -111,7 +111,15 @@ def _what(kind: str, value: object) -> str:
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         bare_number = isinstance(value, int | float) and not isinstance(value, bool)
         return f"{short(value)} is {'a bare number, ' if bare_number else ''}not a block of keys and values"
-    return {"invalid_key": "this key is not text", "list_type": f"{short(value)} is not a list"}.get(kind, "")
+    shown = short(value)
+    return {
+        "invalid_key": "this key is not text",
+        "list_type": f"{shown} is not a list",
+        "string_type": f"{shown} is not text",
+        "too_short": f"{shown} is empty, at least 1 item is needed",
+        "string_too_short": f"{shown} is empty, at least 1 character is needed",
+        "string_pattern_mismatch": f"{shown} is spelt wrongly",
+    }.get(kind, "")
 
 
 def _did_you_mean(at: Location, name: str) -> Mistake:

@@ -13,7 +13,7 @@ from pydantic import Field
 from planner.consistency import check_plan
 from planner.curve import Strict
 from planner.decisions import Decisions, chunk_prompts
-from planner.errors import HybridserveError, InputError
+from planner.errors import HybridserveError, InputError, nearest
 from planner.files import dump_yaml, read_yaml, validate, write_whole
 from planner.forms import FORM_BY_NAME, CacheForm, blocks_for
 from planner.hardware import HardwareProfile
@@ -243,8 +243,10 @@ def restore_waves(record: DecisionsRecord, workload: Workload, model: ModelSpec)
         missing = next(i for i in range(len(workload)) if i not in seen)
         raise InputError(f"request {missing} is in no mini-batch", where="decisions.waves", cure="Plan again")
     layers = record.resident_layers
-    if len(set(layers)) != len(layers) or any(layer >= model.layers for layer in layers):
-        what = f"{layers[:20]}: layers are 0 to {model.layers - 1}, each at most once"
+    beyond = next((n for n in layers if n >= model.layers), None)
+    if beyond is not None or len(set(layers)) != len(layers):
+        wrong = "one is given twice" if beyond is None else f"there is no layer {beyond}"
+        what = f"{wrong}: layers are 0 to {model.layers - 1}, each at most once"
         raise InputError(what, where="decisions.resident_layers", cure="Plan again")
     if record.weight_slots == 0 and len(layers) < model.layers:
         raise InputError("streamed layers need a slot", where="decisions.weight_slots", cure="At least 1, better 2")
@@ -275,15 +277,15 @@ def _group(record: GroupRecord, workload: Workload, seen: set[int], where: str) 
     if len(lengths) != 1:
         raise InputError("these requests differ in length", where=f"{where}.requests", cure="Plan again")
     prompt, gen = lengths.pop()
-    blocks: list[CacheForm] = []
-    for name, count in record.blocks:
+    for name, _ in record.blocks:
         if name not in FORM_BY_NAME:
-            raise InputError(f"unknown cache form '{name}'", where=f"{where}.blocks", cure=", ".join(FORM_BY_NAME))
-        blocks += [FORM_BY_NAME[name]] * min(count, 10**6)
-    needed = blocks_for(prompt + gen - 1)
-    if len(blocks) != needed:
-        what = f"{len(blocks)} blocks for {prompt} + {gen} - 1 tokens, which take {needed}"
+            cure = f"{nearest(name, FORM_BY_NAME)} Plan again instead of editing a plan"
+            raise InputError(f"unknown cache form '{name}'", where=f"{where}.blocks", cure=cure)
+    needed, given = blocks_for(prompt + gen - 1), sum(count for _, count in record.blocks)
+    if given != needed:
+        what = f"{given} blocks for {prompt} + {gen} - 1 tokens, which take {needed}"
         raise InputError(what, where=f"{where}.blocks", cure="Plan again")
+    blocks = [FORM_BY_NAME[name] for name, count in record.blocks for _ in range(count)]
     return RequestGroup(requests, prompt, gen, tuple(blocks))
 
 
@@ -305,7 +307,7 @@ def _numbers(ranges: str, limit: int, where: str) -> tuple[int, ...]:
         first, _, last = part.partition("-")
         low, high = int(first), int(last or first)
         if high >= limit or high < low:
-            what = f"'{part}' is not within the {limit} requests"
+            what = f"'{part}' runs backwards" if high < low else f"'{part}' is not within the {limit} requests"
             raise InputError(what, where=f"{where}.requests", cure=f"Numbers are 0 to {limit - 1}. Plan again")
         numbers += range(low, high + 1)
     return tuple(numbers)

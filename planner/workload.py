@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from planner.errors import InputError, nearest
+from planner.errors import InputError, Mistake, mistaken_file, nearest
 from planner.files import content_hash, read_text
 from planner.model import ModelSpec
 
@@ -81,25 +81,28 @@ class Workload:
     def from_jsonl(cls, path: str | Path) -> Workload:
         """One request per line, {"id", "prompt_len", "gen_len"}; blank lines do not count.
 
-        Without an id a request is called by its place among the requests, from "0". Raises InputError with
-        the path and the line for anything else than that, and for ids used twice.
+        Without an id a request is called by its place among the requests, from "0". Raises InputError for anything
+        else than that, and for ids used twice: all lines that are wrong at once, each with its number.
         """
         requests: list[Request] = []
+        wrong: list[Mistake] = []
         lines_by_id: dict[str, int] = {}
         # Not splitlines: it also cuts at characters that JSON allows inside text.
         for number, line in enumerate(read_text(Path(path), "workload").split("\n"), start=1):
             if not line or line.isspace():
                 continue
             try:
-                request = _parse(line, str(len(requests)))
+                request = _parse(line, str(len(requests) + len(wrong)))
                 first = lines_by_id.setdefault(request.id, number)
                 if first != number:
                     cure = "Give every line its own id, or leave all ids out"
                     raise InputError(f"id {request.id!r} is already used on line {first}", where="id", cure=cure)
+                requests.append(request)
             except InputError as error:
-                place = f"{path}, line {number}" + (f": {error.where}" if error.where else "")
-                raise InputError(error.what, where=place, cure=error.cure) from None
-            requests.append(request)
+                place = f"line {number}" + (f": {error.where}" if error.where else "")
+                wrong.append(Mistake(place, error.what, error.cure))
+        if wrong:
+            raise mistaken_file(str(path), wrong)
         if not requests:
             raise InputError("no request in this file", where=str(path), cure=f"Write lines like {EXAMPLE}")
         return cls(tuple(requests))

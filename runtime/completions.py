@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from planner.files import write_whole
-from runtime.openai_batch import response
+from runtime.openai_batch import failure, response
+from runtime.prompt_file import BadLine, PromptFile
 from runtime.prompts import Prompt, Text
 
 
@@ -43,14 +44,25 @@ def _holds(stops: Sequence[str], said: str | None) -> bool:
 
 
 def write_completions(
-    path: Path, prompts: Sequence[Prompt], tokens: Mapping[str, list[int]], end_token: int | None, text: Text
+    path: Path, asked: PromptFile, tokens: Mapping[str, list[int]], end_token: int | None, text: Text
 ) -> None:
-    """One line per prompt, in order, each in the form in which it was asked."""
-    lines = [_line(prompt, completion(prompt, tokens[prompt.id], end_token, text)) for prompt in prompts]
-    write_whole(path, "\n".join(map(json.dumps, lines)) + "\n")
+    """One line for each that was asked, in order and in its form; those that could not be run say why."""
+    answers = [(p.place, _answer(p, completion(p, tokens[p.id], end_token, text))) for p in asked.good]
+    in_batches = any(prompt.batch for prompt in asked.good)
+    answers += [(line.place, _refusal(line, in_batches)) for line in asked.bad]
+    answers.sort(key=lambda one: one[0])
+    write_whole(path, "".join(f"{json.dumps(answer)}\n" for _, answer in answers))
 
 
-def _line(prompt: Prompt, done: Completion) -> dict[str, Any]:
+def _answer(prompt: Prompt, done: Completion) -> dict[str, Any]:
     if prompt.batch:
         return response(prompt.id, done.text, done.reason, len(prompt.tokens), len(done.tokens))
     return {"id": prompt.id, "text": done.text, "tokens": done.tokens, "finish_reason": done.reason}
+
+
+def _refusal(line: BadLine, in_batches: bool) -> dict[str, Any]:
+    """Of a line that nothing can be told of, in the form of the others."""
+    why = str(line.mistake)
+    if line.batch or (line.id is None and in_batches):
+        return failure(line.id, why)
+    return {"id": line.id, "text": None, "tokens": [], "finish_reason": "error", "error": why}

@@ -40,36 +40,38 @@ class Rest:
 
 
 def rest_of(plan: Plan, prompts: Sequence[Prompt], journal: Journal | None, text: Text) -> Rest | None:
-    """`plan` itself where nothing has been done, else a plan for what is left, made as that one was; None where nothing
-    is left. Requests that have ended by themselves since the journal was written are marked so in it."""
-    if journal is None or not journal.tokens:
-        return Rest(plan, tuple(prompts), tuple([] for _ in prompts))
-    lengths = {prompt.id: request.gen_len for prompt, request in zip(prompts, plan.workload.requests, strict=True)}
-    over = {p.id: journal.tokens[p.id] for p in prompts if _is_over(p, journal, lengths[p.id], plan, text)}
-    journal.write(over, ended=True)
-    left = [prompt for prompt in prompts if prompt.id not in journal.ended]
+    """`plan` itself where all that it is for is left to do, else a plan for what is left, made as that one was; None
+    where nothing is left. Requests that have ended by themselves since the journal was written are marked so in it.
+
+    `prompts`: those of the plan that can be run, each with the tokens planned for it.
+    """
+    had = dict(journal.tokens) if journal else {}
+    if journal and had:
+        over = {p.id: had[p.id] for p in prompts if _is_over(p, journal, plan, text)}
+        journal.write(over, ended=True)
+    left = [prompt for prompt in prompts if journal is None or prompt.id not in journal.ended]
     if not left:
         return None
-    before = tuple(journal.tokens.get(prompt.id, []) for prompt in left)
+    before = tuple(had.get(prompt.id, []) for prompt in left)
+    if len(left) == len(plan.workload) and not any(before):
+        return Rest(plan, tuple(left), before)
     requests = tuple(
-        Request(prompt.id, len(prompt.tokens) + len(had), lengths[prompt.id] - len(had))
-        for prompt, had in zip(left, before, strict=True)
+        Request(prompt.id, len(prompt.tokens) + len(made), prompt.request.gen_len - len(made))
+        for prompt, made in zip(left, before, strict=True)
     )
     again = make_plan(plan.hardware, plan.model, Workload(requests), POLICIES[plan.policy])
     return Rest(again, tuple(left), before)
 
 
-def _is_over(prompt: Prompt, journal: Journal, gen_len: int, plan: Plan, text: Text) -> bool:
+def _is_over(prompt: Prompt, journal: Journal, plan: Plan, text: Text) -> bool:
     tokens = journal.tokens.get(prompt.id)
     if tokens is None or prompt.id in journal.ended:
         return False
-    return len(tokens) >= gen_len or completion(prompt, tokens, plan.model.eos_token_id, text).reason == "stop"
+    by_itself = completion(prompt, tokens, plan.model.eos_token_id, text).reason == "stop"
+    return by_itself or len(tokens) >= prompt.request.gen_len
 
 
 def job_of(plan: Plan, prompts: Sequence[Prompt], weights: str) -> Any:
     """Plain data that names everything the tokens depend on: not the plan's choices, which change none of them."""
-    asked = [
-        [p.id, p.tokens, request.gen_len, vars(p.sampling), list(p.stop), p.ignore_eos]
-        for p, request in zip(prompts, plan.workload.requests, strict=True)
-    ]
+    asked = [[p.id, p.tokens, p.request.gen_len, vars(p.sampling), list(p.stop), p.ignore_eos] for p in prompts]
     return {"model": plan.model.content_hash, "weights": weights, "prompts": asked}

@@ -15,7 +15,7 @@ from planner.errors import InputError
 from planner.gpu import Gpu
 from planner.hardware import HardwareProfile
 from planner.speed import Reading
-from runtime.kernels import GROUP_AT, HEAD_DIM, Kernels
+from runtime.kernels import GROUP_AT, HEAD_DIM, Kernels, widest
 from runtime.timing import Operands, Round, Series, Timer
 
 GEMM_ROWS = (32, 128, 512, 1024)
@@ -41,9 +41,11 @@ class Gauge:
             )  # fmt: skip
         gpu, device = hardware.gpu, torch.device(hardware.gpu.device)
         self.dtype, table = next(iter(gpu.achieved.gemm_flops_by_rows.items()))
-        inner = [one.second for one in table.slices]
-        hidden = max(HEAD_DIM, round(inner[min(1, len(inner) - 1)] / HEAD_DIM) * HEAD_DIM)
-        self.kernels = kernels or Kernels(hidden, Operands(device, getattr(torch, self.dtype)))
+        inner, dtype = [one.second for one in table.slices], getattr(torch, self.dtype)
+        said = round(inner[min(1, len(inner) - 1)] / HEAD_DIM) * HEAD_DIM
+        # A table may begin beyond what can be timed here: what it says of narrower products is checked.
+        hidden = min(max(HEAD_DIM, said), widest(dtype))
+        self.kernels = kernels or Kernels(hidden, Operands(device, dtype))
         self._timer = Timer(device)
         self._sample = self._sample_of(gpu)
         self._reference = dict(reference_s or {})

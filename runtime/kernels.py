@@ -50,6 +50,11 @@ def calibrated_shapes(hidden: int) -> set[tuple[str, int, int, int]]:
     }
 
 
+def widest(dtype: torch.dtype) -> int:
+    """The widest model whose kernels can be timed: K and V of `MOST_TOKENS` are read from the operands."""
+    return Operands.BYTES // (2 * MOST_TOKENS * dtype.itemsize)
+
+
 class Kernels:
     """Every kernel of the cost model at one model width; `run` times each of them once."""
 

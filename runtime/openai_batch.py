@@ -63,3 +63,9 @@ def response(name: str, content: str | None, reason: str, prompt_tokens: int, ne
     }  # fmt: skip
     body = {"object": "chat.completion", "choices": [choice], "usage": usage}
     return {"id": f"batch_req_{name}", "custom_id": name, "response": {"status_code": 200, "body": body}, "error": None}
+
+
+def failure(name: str | None, why: str) -> dict[str, Any]:
+    """The answer to a request that could not be run."""
+    error = {"code": "invalid_request", "message": why}
+    return {"id": f"batch_req_{name or 'unknown'}", "custom_id": name, "response": None, "error": error}

@@ -15,7 +15,7 @@ from planner.hardware import HardwareProfile
 from planner.speed import Reading
 from runtime.calibration import EngineFit, Probes
 from runtime.gauge import Gauge
-from runtime.kernels import MOST_TOKENS, Kernels
+from runtime.kernels import Kernels, widest
 from runtime.machine import device_memory_bytes, in_use_bytes
 from runtime.profile_document import Measured, document
 from runtime.profile_link import link_probe
@@ -59,10 +59,9 @@ class Profiler:
         self.request, self.progress = request, progress
         self.device = torch.device(request.device)
         self.dtype: torch.dtype = getattr(torch, request.dtype)
-        widest = Operands.BYTES // (2 * MOST_TOKENS * self.dtype.itemsize)
-        if request.hidden > widest:
+        if request.hidden > widest(self.dtype):
             what = f"{request.hidden} is wider than the operands measured here"
-            raise InputError(what, where="--hidden", cure=f"Give at most {widest}, or a narrower --dtype")
+            raise InputError(what, where="--hidden", cure=f"Give at most {widest(self.dtype)}, or a narrower --dtype")
         there = device_memory_bytes(self.device)
         if request.gpu_bytes and request.gpu_bytes > there:
             what = f"{request.gpu_bytes / 1e9:g} GB is more than the {there / 1e9:.4g} GB of this device"

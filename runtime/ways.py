@@ -20,7 +20,7 @@ def read(data: dict[str, Any], name: str, where: str) -> tuple[Sampling, tuple[s
     if not top_p:
         raise InputError("top_p = 0 keeps no token", where=where, cure="Give more than 0, at most 1")
     top_k = _whole(data, "top_k", 0, MAX_TOP_K, where)
-    seed = _whole(data, "seed", zlib.crc32(name.encode()), MAX_SEED, where)
+    seed = _whole(data, "seed", zlib.crc32(name.encode("utf-8", "surrogatepass")), MAX_SEED, where)
     ignores = data.get("ignore_eos") or False
     if not isinstance(ignores, bool):
         raise InputError(f"ignore_eos is true or false, got {short(ignores)}", where=where, cure="Write it so")

@@ -18,6 +18,11 @@ from runtime.layers.base import Layers
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+FLOATS = ("F32", "BF16", "F16")
+"""Element types that may stand in a file: others are of quantised weights, whose numbers mean something else."""
+DERIVED = ("rotary_emb.inv_freq", "decoder.version")
+"""How tensors end that old checkpoints hold and no model reads: they follow from the config."""
+HEAD, ROWS_AT_ONCE = "lm_head.weight", 4096
 
 
 class Home(NamedTuple):
@@ -99,8 +104,15 @@ class Checkpoint:
         self._open.clear()
         for shard, of_shard in parts.items():
             for part, into in of_shard:
-                into.copy_(self._tensor(part))
+                self._fill(part, into)
             self._open.pop(shard)
+
+    def _fill(self, part: str, into: torch.Tensor) -> None:
+        into.copy_(self._tensor(part))
+        if not all(torch.isfinite(end) for end in torch.aminmax(into)):
+            what = f"tensor '{part}' holds inf, NaN, or more than {self.layers.model.dtype} can"
+            cure = "Fetch the file again, or plan with a wider --dtype"
+            raise InputError(what, where=str(self.folder / self._shards[part]), cure=cure)
 
     def _names(self, name: str, layer: int | None) -> list[str]:
         found = []
@@ -110,25 +122,52 @@ class Checkpoint:
         return found
 
     def _check(self) -> None:
-        """Every tensor is there with its shape, before anything is allocated."""
+        """Every tensor is there with its shape, and none that the model does not have, before anything is allocated."""
+        used: set[str] = set()
         for name, layer, shape in self.layers.tensors():
-            rows = 0
-            for part in self._names(name, layer):
-                if part not in self._shards:
-                    raise InputError(
-                        f"tensor '{part}' is missing", where=str(self.folder), cure="Is it the same model?"
-                    )
-                found = tuple(self._slice(part).get_shape())
-                rows += found[0] if found else 0
-                if len(found) != len(shape) or found[1:] != shape[1:]:
-                    raise InputError(
-                        f"tensor '{part}' has shape {list(found)}, the config needs {[rows, *shape[1:]]}",
-                        where=str(self.folder / self._shards[part]),
-                    )
+            parts = self._names(name, layer)
+            used.update(parts)
+            rows = sum(self._rows(part, shape) for part in parts)
             if rows != shape[0]:
-                raise InputError(
-                    f"'{name}' of layer {layer} has {rows} rows, the config needs {shape[0]}", where=str(self.folder)
-                )
+                what = f"'{name}' of layer {layer} has {rows} rows, the config needs {shape[0]}"
+                raise InputError(what, where=str(self.folder), cure="Is it the same model?")
+        unused = [name for name in self._shards if name not in used and not name.endswith(DERIVED)]
+        if self.layers.model.tied and HEAD in unused:
+            self._check_tied()
+            unused.remove(HEAD)
+        if unused:
+            more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+            what = f"tensor '{min(unused)}'{more} is of no part that the config describes"
+            cure = "Is the config of this checkpoint? Without it the model would be another"
+            raise InputError(what, where=str(self.folder / self._shards[min(unused)]), cure=cure)
+
+    def _rows(self, part: str, shape: tuple[int, ...]) -> int:
+        """Rows of one tensor that goes, perhaps with others, into one of `shape`."""
+        if part not in self._shards:
+            raise InputError(f"tensor '{part}' is missing", where=str(self.folder), cure="Is it the same model?")
+        where, found = str(self.folder / self._shards[part]), tuple(self._slice(part).get_shape())
+        if len(found) != len(shape) or found[1:] != shape[1:]:
+            wanted = [found[0] if found else shape[0], *shape[1:]]
+            what = f"tensor '{part}' has shape {list(found)}, the config needs {wanted}"
+            raise InputError(what, where=where, cure="Is it the same model?")
+        kind = self._slice(part).get_dtype()
+        if kind not in FLOATS:
+            what = f"tensor '{part}' is of type {kind}: quantised weights are not supported"
+            raise InputError(what, where=where, cure=f"Use the unquantised model: {', '.join(FLOATS)}")
+        return int(found[0])
+
+    def _check_tied(self) -> None:
+        """A head in the file must be the embedding if the config says so: which of them to believe, nobody knows."""
+        (tokens,) = self._names("tokens", None)
+        head, embedding = self._slice(HEAD), self._slice(tokens)
+        same = head.get_shape() == embedding.get_shape() and all(
+            torch.equal(head[at : at + ROWS_AT_ONCE], embedding[at : at + ROWS_AT_ONCE])
+            for at in range(0, head.get_shape()[0], ROWS_AT_ONCE)
+        )
+        if not same:
+            what = f"the config says that the head is the embedding, and '{HEAD}' differs from '{tokens}'"
+            cure = "Correct tie_word_embeddings in config.json"
+            raise InputError(what, where=str(self.folder / self._shards[HEAD]), cure=cure)
 
     def _file(self, part: str) -> Any:
         shard = self._shards[part]
@@ -166,8 +205,11 @@ def _shards(folder: Path) -> dict[str, str]:
     if (folder / INDEX).exists():
         try:
             mapping = json.loads(read_text(folder / INDEX, "index"))["weight_map"]
-            return {str(k): str(v) for k, v in mapping.items()}
-        except (ValueError, KeyError, AttributeError, TypeError):
+            found = {str(k): str(v) for k, v in mapping.items()}
+            if any(name != Path(name).name for name in found.values()):
+                raise ValueError  # not a file of this folder
+            return found
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             raise InputError("not a safetensors index", where=str(folder / INDEX), cure="Fetch it again") from None
     if not (folder / SINGLE).exists():
         raise InputError(f"neither {SINGLE} nor {INDEX} here", where=str(folder), cure="Give a Hugging Face folder")

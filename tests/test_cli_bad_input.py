@@ -120,26 +120,11 @@ def _prompts(d: Path) -> None:
     write_prompts(d / "short.jsonl", length=63)
     write_prompts(d / "more.jsonl", max_new_tokens=9)
     good = (d / "good.jsonl").read_text()
-    for name, line in {
-        "json": "{oops", "key": '{"tokens": [1], "max_tokens": 3}', "both": '{"tokens": [1], "prompt": "Hello"}',
-        "neither": '{"id": "a"}', "temperature": '{"tokens": [1], "temperature": -1}',
-        "heat": '{"tokens": [1], "temperature": "hot"}', "p": '{"tokens": [1], "top_p": 0}',
-        "p2": '{"tokens": [1], "top_p": 1.5}', "k": '{"tokens": [1], "top_k": 2.5}',
-        "seed": '{"tokens": [1], "seed": -3}', "eos": '{"tokens": [1], "ignore_eos": 1}',
-        "stops": '{"tokens": [1], "stop": [""]}', "stopped": '{"tokens": [1], "stop": 5}',
-        "body": '{"custom_id": "a", "body": 5}', "outer": '{"custom_id": "a", "bodies": {}}',
-        "inner": '{"custom_id": "a", "body": {"prompts": "x"}}', "many": '{"custom_id": "a", "body": {"n": 3}}',
-        "talk": '{"custom_id": "a", "body": {"messages": [], "prompt": "x"}}',
-        "chat": '{"custom_id": "a", "body": {"messages": [{"role": "user", "content": "x"}]}}',
-        "custom": '{"custom_id": 5, "body": {"prompt": "x"}}',
-        "stop": '{"tokens": [1], "stop": ["."]}', "negative": '{"tokens": [-1]}', "float": '{"tokens": [1.5]}',
-        "none": '{"tokens": []}', "new": '{"tokens": [1], "max_new_tokens": 0}', "id": '{"id": 7, "tokens": [1]}',
-        "same": '{"id": "p0", "tokens": [1]}', "text": '{"prompt": "Hello"}', "array": "[1]",
-        "deep": "[" * 100_000,
-    }.items():  # fmt: skip
-        (d / f"prompts-{name}.jsonl").write_text(good + line + "\n")
-    beyond = [*good.splitlines()[:7], json.dumps({"id": "x", "tokens": [1] * 63 + [2**70]})]
-    (d / "beyond.jsonl").write_text("\n".join(beyond))
+    (d / "prompts-text.jsonl").write_text(good + '{"prompt": "Hello"}\n')
+    (d / "prompts-bad.jsonl").write_text('{oops\n[1]\n{"id": "a", "prompt": "x", "tokens": [1]}\n')
+    (d / "prompts-bad-and-good.jsonl").write_text(good + '{oops\n{"id": "p0", "tokens": [1]}\n')
+    (d / "prompts-extra.jsonl").write_text(good + '{oops\n{"id": "p9", "tokens": [1]}\n')
+    (d / "beyond.jsonl").write_text(json.dumps({"id": "x", "tokens": [1] * 63 + [2**70]}))
     (d / "prompts-empty.jsonl").write_text("")
 
 
@@ -309,36 +294,18 @@ FILES: list[Case] = [
     (f"{RUN} --hardware rtx", 2, "unknown hardware 'rtx'"),
 ]
 PROMPTS: list[Case] = [
-    *[
-        (f"{RUN} --input {{d}}/prompts-{name}.jsonl", 2, f"line 9{fragment}")
-        for name, fragment in {
-            "json": ": not valid JSON", "deep": ": not valid JSON", "array": ": a prompt line is a JSON object",
-            "key": ": unknown key 'max_tokens'. Did you mean", "both": ": give either 'prompt' or 'tokens': both are",
-            "neither": ": give either 'prompt' or 'tokens': neither is",
-            "temperature": ": temperature is a number from 0 to 100, got -1",
-            "heat": ': temperature is a number from 0 to 100, got "hot"', "p": ": top_p = 0 keeps no token",
-            "p2": ": top_p is a number from 0 to 1, got 1.5", "k": ": top_k is a whole number from 0 to 10000000",
-            "seed": ": seed is a whole number from 0 to", "eos": ": ignore_eos is true or false, got 1",
-            "stops": ": stop is text, or a list of at most 16 texts", "stopped": ": stop is text, or a list",
-            "body": ": body is an object with 'prompt' or 'messages', got 5",
-            "outer": ": unknown key 'bodies' of a batch",
-            "inner": ": unknown key 'body.prompts'. Did you mean", "many": ": body.n = 3 is not served",
-            "talk": ": give either 'prompt' or 'messages': both are here",
-            "chat": ": text needs the tokenizer of a checkpoint", "custom": ": text needs the tokenizer",
-            "stop": ": stop is text, which needs a tokenizer", "negative": ": tokens is a list of whole numbers",
-            "float": ": tokens is a list of whole numbers", "none": ": tokens is a list of whole numbers, at least one",
-            "new": ": max_new_tokens is a whole number above 0, got 0", "id": ": id: 7 is not an id",
-            "same": ": id 'p0' is already used on line 1", "text": ": text needs the tokenizer of a checkpoint",
-        }.items()
-    ],
+    (f"{RUN} --input {{d}}/prompts-text.jsonl", 2, "line 9: text needs the tokenizer of a checkpoint"),
+    (f"{RUN} --input {{d}}/prompts-bad.jsonl", 2, "prompts-bad.jsonl: 3 mistakes\n  line 1: not valid JSON"),
+    (f"plan {FILE} {{d}}/prompts-bad-and-good.jsonl", 2, "2 mistakes\n  line 9: not valid JSON"),
+    (f"{RUN} --input {{d}}/prompts-extra.jsonl", 2, "9 prompts (1 more lines cannot be run) for a plan of 8 requests"),
     (f"{RUN} --input {{d}}/prompts-text.jsonl --checkpoint {{d}}/opt", 2, "no tokenizer here"),
     (f"{RUN} --input {{d}}/prompts-empty.jsonl", 2, "prompts-empty.jsonl: no prompts in this file"),
     (f"{RUN} --input {{d}}/nowhere.jsonl", 2, "nowhere.jsonl: no such prompt file"),
     (f"{RUN} --input {{d}}/binary", 2, "it is not UTF-8 text"),
     (f"{RUN} --input {{d}}/few.jsonl", 2, "7 prompts for a plan of 8 requests. Plan for this input"),
-    (f"{RUN} --input {{d}}/short.jsonl", 2, "line 1: prompt 'p0' has 63 tokens, planned for 64"),
-    (f"{RUN} --input {{d}}/more.jsonl", 2, "line 1: max_new_tokens is 9, planned for 8"),
-    (f"{RUN} --input {{d}}/beyond.jsonl", 2, "line 8: token 1180591620717411303424 is outside the vocabulary of 256"),
+    (f"{RUN} --input {{d}}/short.jsonl", 2, '8 mistakes\n  line 1: prompt "p0" has 63 tokens, planned for 64'),
+    (f"{RUN} --input {{d}}/more.jsonl", 2, "8 mistakes\n  line 1: max_new_tokens is 9, planned for 8"),
+    (f"{RUN} --input {{d}}/beyond.jsonl", 2, "line 1: token 1180591620717411303424 is outside the vocabulary of 256"),
 ]  # fmt: skip
 CHECKPOINTS: list[Case] = [
     (f"{RUN} --checkpoint {{d}}/{name}", 2, fragment)

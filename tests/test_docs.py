@@ -184,7 +184,7 @@ def test_json_keys_are_documented() -> None:
     plan = make_plan(
         load_hardware("rtx4090-pcie4"), load_model("opt-125m"), Workload.uniform(2, 16, 4), POLICIES["kv-only"]
     )
-    assert said == set(plan_result(plan)) | {"settings", "measured", "peak_bytes", "error"}
+    assert said == set(plan_result(plan)) | {"settings", "measured", "peak_bytes", "error", "bad_lines"}
 
 
 def test_keys_of_explain_and_show_are_documented() -> None:

@@ -208,7 +208,7 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("unknown device", put("gpu.device", "tpu"), "gpu.device", "'cuda' or 'cpu'"),
     ("version", put("schema_version", 1), "schema_version", "should be 2"),
     ("version as text", put("schema_version", "2"), "schema_version", "should be 2"),
-    ("blank in the id", put("id", "my card"), "id", "pattern"),
+    ("blank in the id", put("id", "my card"), "id", "is spelt wrongly"),
     ("rounding", put("host.pin_rounding", "roughly"), "host.pin_rounding", "'power_of_two'"),
     ("extends unknown", put("extends", "rtx4090-pcie5"), "extends", "'rtx4090-pcie4'"),
     ("extends a list", put("extends", ["rtx4090-pcie4"]), "extends", "no shipped profile"),

@@ -108,6 +108,8 @@ def test_numbers_that_yaml_reads_otherwise(tmp_path: Path, change: tuple[str, st
         ("extend: t4\nid: mine\n", "Did you mean 'extends'?"),
         ("extends: 4090\nid: mine\n", "'rtx4090-desktop' or 'rtx4090-pcie4'"),
         ("extends: RTX4090-PCIE4\nid: mine\n", "Did you mean 'rtx4090-pcie4'?"),
+        ("extends: null\nid: mine\n", "extends names no shipped profile: null. Known: a100-40gb"),
+        ("extends: [t4]\nid: mine\n", "extends names no shipped profile: ['t4']. Did you mean 't4'?"),
         ("extends: t4\nid: mine\nmachine: &a [&b [*b, *b]]\n", "aliases stand for"),
     ],
 )
@@ -122,11 +124,26 @@ def test_aliases_that_multiply_are_not_walked(tmp_path: Path) -> None:
     assert "aliases stand for" in refused(tmp_path, "\n".join(lines))
 
 
-def test_a_mistake_in_a_shared_table_is_named_once(tmp_path: Path) -> None:
+POINTS = "[[64, 4.9e+13], [128, 9.05e+13], [256, 1.505e+14], [512, 1.645e+14]]"
+
+
+@pytest.mark.parametrize(
+    ("points", "says"),
+    [
+        ("[[64, fast]]", "'fast' is text"),
+        ("[]", "slices.0.points: [] is empty, at least 1 item is needed"),
+        ("[[64, 4.9e+13, 7]]", "is not one of the [size, rate] pairs"),
+        ("[[64, .inf]]", "Write a finite number, like 1.6e+14"),
+        ("[[0.5, 4.9e+13]]", "Write a number of at least 1"),
+        ("[[null, 4.9e+13]]", "null is not a number. Write 64"),
+        ("[[64, null]]", "null is not a number. Write 1.6e+14"),
+    ],
+)
+def test_a_mistake_in_a_shared_table_is_named_once_and_in_plain_words(tmp_path: Path, points: str, says: str) -> None:
     text = hwprofiles.path_of("rtx4090-pcie4").read_text(encoding="utf-8")
-    said = refused(tmp_path, text.replace("[[64, 4.9e+13]", "[[64, fast]"))
-    assert said.count("'fast' is text") == 1
-    assert "unsupported" not in said and "not supported" not in said
+    said = refused(tmp_path, text.replace(POINTS, points))
+    assert said.count(says) == 1 and "\n" not in said
+    assert all(odd not in said for odd in ("supported", "validation", "FLOP", "&gemm"))
 
 
 def test_large_files_and_odd_ones(tmp_path: Path) -> None:

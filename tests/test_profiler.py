@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from runtime_helpers import small_profile
 
 from planner.errors import InputError
-from planner.files import dump_yaml
-from planner.hardware import load_hardware
+from planner.files import dump_yaml, validate
+from planner.hardware import HardwareProfile, load_hardware
 from planner.model import load_model
 from planner.planning import make_plan
 from planner.policies import POLICIES
@@ -124,6 +125,16 @@ def test_a_gauge_reads_every_kind_of_kernel(written: Path) -> None:
     readings = Gauge(load_hardware(str(written))).read(turns=1)
     assert {reading.kind for reading in readings} == {"gemm", "memory"}
     assert all(reading.profile_s > 0 and reading.measured_s > 0 for reading in readings)
+
+
+def test_a_table_too_wide_to_be_timed_is_checked_where_it_can_be() -> None:
+    data = small_profile("cpu", 1e8).to_plain()
+    tables = data["gpu"]["achieved"]["gemm_flops_by_rows"]
+    tables["float32"]["slices"][0]["second"] = 1e8
+    data["gpu"]["achieved"]["gemm_flops_by_rows"] = {"float32": tables["float32"]}
+    gauge = Gauge(validate(HardwareProfile, data, "wide"))
+    assert gauge.kernels.hidden == kernels.widest(torch.float32) == 2048
+    gauge.kernels.attend(*kernels.GROUP_AT[0], gauge.kernels.heads, 1)  # what did not fit the operands
 
 
 def test_cuda_is_refused_where_there_is_none() -> None:

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from planner.errors import InputError
 from runtime.completions import completion, write_completions
-from runtime.prompts import Prompt, Text, as_workload, holds_prompts, load_tokenizer, read_prompts
+from runtime.prompt_file import PromptFile, holds_prompts, prompt_workload, read_prompts
+from runtime.prompts import Prompt, Text, load_tokenizer
 from runtime.sampling import Sampling
 
 
@@ -34,9 +35,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_token_ids_and_defaults(tmp_path: Path) -> None:
     path = written(tmp_path, {"tokens": [1, 2]}, "  ", {"id": "b", "tokens": [3], "max_new_tokens": 4, "seed": None})
-    prompts = read_prompts(path, Text(None))
+    prompts = read_prompts(path, Text(None)).good
     assert [(p.id, p.tokens, p.max_new_tokens) for p in prompts] == [("0", [1, 2], None), ("b", [3], 4)]
-    assert [(r.id, r.prompt_len, r.gen_len) for r in as_workload(prompts).requests] == [("0", 2, 16), ("b", 1, 4)]
+    assert [(r.id, r.prompt_len, r.gen_len) for r in prompt_workload(path, Text(None)).requests] == [
+        ("0", 2, 16),
+        ("b", 1, 4),
+    ]
 
 
 def test_greedy_values_of_sampling_fields_are_accepted(tmp_path: Path) -> None:
@@ -46,14 +50,14 @@ def test_greedy_values_of_sampling_fields_are_accepted(tmp_path: Path) -> None:
 
 def test_text_and_token_ids_in_one_file(tmp_path: Path, checkpoint: Path) -> None:
     text = Text(checkpoint)
-    prompts = read_prompts(written(tmp_path, {"tokens": [2]}, {"prompt": "one two three"}), text)
+    prompts = read_prompts(written(tmp_path, {"tokens": [2]}, {"prompt": "one two three"}), text).good
     assert [p.tokens for p in prompts] == [[2], [1, 2, 3]]
     assert text.decode([3, 1]) == "three one"
 
 
 def test_a_line_separator_inside_text_does_not_end_the_line(tmp_path: Path, checkpoint: Path) -> None:
     path = written(tmp_path, '{"prompt": "a\u2028b one"}')
-    assert [p.tokens for p in read_prompts(path, Text(checkpoint))] == [[4, 1]]
+    assert [p.tokens for p in read_prompts(path, Text(checkpoint)).good] == [[4, 1]]
 
 
 def test_a_folder_without_a_vocabulary_has_no_tokenizer(tmp_path: Path) -> None:
@@ -70,15 +74,19 @@ def test_a_broken_vocabulary(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [('{"tokens": [1]}', True), ('{"prompt": "x"}', True), ('{"prompt_len": 1, "gen_len": 2}', False), ("{", False)],
-)
+    [
+        ('{"tokens": [1]}', True), ('{"prompt": "x"}', True), ('{"prompt_len": 1, "gen_len": 2}', False), ("{", False),
+        ('{oops\n{"prompt": "x"}', True),
+    ],
+)  # fmt: skip
 def test_holds_prompts(line: str, expected: bool, tmp_path: Path) -> None:
     assert holds_prompts(written(tmp_path, "", line)) is expected
 
 
 def test_completions_have_one_line_each(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    write_completions(path, [Prompt("a", [1]), Prompt("b", [2])], {"a": [3, 4], "b": [5, 9, 6]}, 9, Text(None))
+    asked = PromptFile(path, (Prompt("a", [1]), Prompt("b", [2], place=1)), ())
+    write_completions(path, asked, {"a": [3, 4], "b": [5, 9, 6]}, 9, Text(None))
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"id": "a", "text": None, "tokens": [3, 4], "finish_reason": "length"},
         {"id": "b", "text": None, "tokens": [5, 9], "finish_reason": "stop"},
@@ -88,7 +96,7 @@ def test_completions_have_one_line_each(tmp_path: Path) -> None:
 def test_sampling_fields(tmp_path: Path, checkpoint: Path) -> None:
     first = {"prompt": "one", "temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 7, "stop": ["two", "b"]}
     second = {"prompt": "one", "temperature": None, "stop": "two", "ignore_eos": True}
-    one, other = read_prompts(written(tmp_path, first, second), Text(checkpoint))
+    one, other = read_prompts(written(tmp_path, first, second), Text(checkpoint)).good
     assert one.sampling == Sampling(0.5, 3, 0.9, 7) and one.stop == ("two", "b") and not one.ignore_eos
     assert other.sampling.temperature == 0 and other.stop == ("two",) and other.ignore_eos
 
@@ -112,11 +120,12 @@ def test_batch_requests_are_answered_in_kind(tmp_path: Path, checkpoint: Path) -
     text = Text(checkpoint)
     line = {"custom_id": "x", "method": "POST", "url": "/v1/completions",
             "body": {"model": "m", "prompt": "one two", "max_tokens": 2, "stop": None, "n": 1, "seed": 3}}  # fmt: skip
-    (prompt,) = read_prompts(written(tmp_path, line), text)
+    asked = read_prompts(written(tmp_path, line), text)
+    (prompt,) = asked.good
     assert (prompt.id, prompt.tokens, prompt.max_new_tokens, prompt.batch) == ("x", [1, 2], 2, True)
     assert prompt.sampling == Sampling(1.0, seed=3)
     path = tmp_path / "out.jsonl"
-    write_completions(path, [prompt], {"x": [3, 1]}, None, text)
+    write_completions(path, asked, {"x": [3, 1]}, None, text)
     answer = json.loads(path.read_text())
     assert answer["custom_id"] == "x" and answer["error"] is None and answer["response"]["status_code"] == 200
     body = answer["response"]["body"]
@@ -133,5 +142,5 @@ def test_messages_go_through_the_chat_template(tmp_path: Path, checkpoint: Path)
     made = load_tokenizer(checkpoint)
     made.chat_template = "{% for m in messages %}one {{ m.content }}{% endfor %} three"  # type: ignore[attr-defined]
     made.save_pretrained(tmp_path / "chat")  # type: ignore[attr-defined]
-    (prompt,) = read_prompts(written(tmp_path, line), Text(tmp_path / "chat"))
+    (prompt,) = read_prompts(written(tmp_path, line), Text(tmp_path / "chat")).good
     assert prompt.tokens == [1, 2, 3]

@@ -86,3 +86,10 @@ def test_links_are_laid_beside_their_profile() -> None:
         "of_profile": pytest.approx(0.5),
     }  # fmt: skip
     assert found["compute"]["of_profile"] is None and found["d2h"]["of_profile"] is None
+
+
+def test_a_pace_that_is_not_reached_and_noise_are_said() -> None:
+    profile = load_hardware("rtx4090-pcie4")
+    assert report.pace_warning(profile, None) is None and report.pace_warning(profile, 24.45) is None
+    assert "--link-gbps 10000: the link of this profile has 24.4 GB/s" in str(report.pace_warning(profile, 10_000.0))
+    assert report.noise_warning(0.0) is None and "too noisy" in str(report.noise_warning(1.0))

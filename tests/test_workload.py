@@ -82,7 +82,7 @@ def test_bad_lines_name_file_line_and_cure(line: str, place: str, text: str, tmp
     path = written(tmp_path, f"{GOOD}\n{line}\n")
     with pytest.raises(InputError) as caught:
         Workload.from_jsonl(path)
-    assert caught.value.where == f"{path}, {place}"
+    assert caught.value.where == f"{path}: {place}"
     assert text in str(caught.value)
     assert caught.value.cure
 

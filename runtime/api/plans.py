@@ -173,7 +173,7 @@ class Plan(Result):
         from runtime.api.sweeping import swept  # noqa: PLC0415
 
         silent = dict.fromkeys(name for name in over if name in vars(self.given))
-        given = replace(self.given, **silent)  # type: ignore[arg-type]
+        given = replace(self.given, **silent)
         return swept(given, over, self.policy if policies is None else policies, workers)
 
     def plot_split(self, axes: Axes | None = None) -> Figure:

@@ -9,7 +9,8 @@ from planner.errors import InputError
 from planner.given import WorkloadOf
 from planner.model import ModelSpec
 from planner.workload import Workload
-from runtime import prompts as lines
+from runtime.prompt_file import holds_prompts, prompt_workload
+from runtime.prompts import Text
 
 
 def workload_of(given: Path | Workload | None) -> WorkloadOf:
@@ -24,8 +25,8 @@ def workload_of(given: Path | Workload | None) -> WorkloadOf:
         if not isinstance(given, Path):
             assert given is not None
             return given
-        if lines.holds_prompts(given):
-            return lines.as_workload(lines.read_prompts(given, lines.Text(_tokenizer_folder(model, given))))
+        if holds_prompts(given):
+            return prompt_workload(given, Text(_tokenizer_folder(model, given)))
         return Workload.from_jsonl(given)
 
     return found
