@@ -122,7 +122,8 @@ def more_of(problem: SplitProblem, resource: Resource, share: float) -> SplitPro
         for part in problem.bins
     )  # fmt: skip
     prefill = tuple(replace(size, compute_s=size.compute_s * part_of) for size in problem.prefill)
-    return replace(problem, hardware=hardware, bins=bins, prefill=prefill)
+    sample_s = problem.sample_s * part_of
+    return replace(problem, hardware=hardware, bins=bins, prefill=prefill, sample_s=sample_s)
 
 
 def priced(search: Search, decisions: Decisions) -> PricedProblem:

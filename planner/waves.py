@@ -118,8 +118,8 @@ class WaveSearch:
         proven: list[float] = []
         if chosen is not None:
             found, timeline = chosen
-            best = _Planned((found.decisions,), timeline, (_Wave(self.whole, found, (0.0, 0.0)),))
-            proven = [found.bound_s]
+            alone = _Wave(self.whole, found, self.whole.margins)
+            best, proven = _Planned((found.decisions,), timeline, (alone,)), [found.bound_s]
         if best or len(self.requests) == 1 or fixed:
             return best.bounded(proven[0]) if best else None
         return self._more_waves()
