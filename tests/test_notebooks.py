@@ -66,6 +66,7 @@ def test_it_is_committed_with_its_outputs(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", notebooks(), ids=named)
 def test_it_runs(path: Path) -> None:
-    """In a fresh kernel: each cell gives the kinds of output that the committed one shows."""
+    """In a fresh kernel: each cell gives the kinds of output that the committed one shows, beside warnings."""
     again = [cell for cell in execute(path).cells if cell.cell_type == "code"]
-    assert [kinds(cell) for cell in again] == [kinds(cell) for cell in cells(path)]
+    for new, old in zip(again, cells(path), strict=True):
+        assert kinds(old) <= kinds(new), new.source
