@@ -179,7 +179,9 @@ def _never_slower(points: Sequence[Point], freely: bool) -> str:
             f"{policy} {speed(point, policy):.4g} tokens/s{more}"
         )
     reason = " A job that memory holds at once is planned as one wave unless `--waves` asks for more." if freely else ""
-    return f"**`hybrid` is slower than another policy at {len(found)} points.**{reason}\n\n" + "\n".join(lines)
+    count = len({(point["model"], point["prompt_len"]) for point, _ in found})
+    said = f"**`hybrid` is slower than another policy at {count} of {len(points)} points.**{reason}"
+    return "\n".join([said, "", *lines])
 
 
 def _free(points: Sequence[Point]) -> str:
