@@ -9,7 +9,6 @@ Example: python -m benchmarks.paper --write
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from typing import Any
 
@@ -33,14 +32,13 @@ from benchmarks.paper_points import (
     speed,
     tasks,
 )
-from benchmarks.records import RESULTS, write
+from benchmarks.records import write
 from planner import tables
 from planner.errors import HybridserveError
 from planner.hardware import load_hardware
 from planner.sweep import cores, in_parallel
 from planner.terminal import fail, show, steps, written
 
-RECORD = "paper.json"
 PUBLISHED = "hybridserve-4090"
 
 
@@ -69,19 +67,13 @@ def main(argv: list[str] | None = None) -> int:
             record = make_record(args.workers)
             show(args.json, record, report(record))
             if args.write:
-                written(write(RECORD, record))
+                written(write(paper_docs.RECORD, record))
         if args.docs or (args.write and not args.execute) or (args.execute and not args.quick):
             written(*paper_docs.write_all())
     except HybridserveError as error:
         fail(str(error))
         return error.exit_code
     return 0
-
-
-def load() -> dict[str, Any]:
-    """The committed record."""
-    record: dict[str, Any] = json.loads((RESULTS / RECORD).read_text())
-    return record
 
 
 def make_record(workers: int) -> dict[str, Any]:

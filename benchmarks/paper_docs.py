@@ -19,6 +19,8 @@ README = ROOT / "README.md"
 DOCUMENT, PICTURE = ROOT / "docs" / "paper.md", ROOT / "docs" / "images" / "paper.png"
 SCALE_PICTURE = ROOT / "docs" / "images" / "paper-scale.png"
 TEMPLATE = Path(__file__).parent / "paper_template.md"
+RECORD, SCALE = "paper.json", "paper-scale.json"
+NOT_YET = "Not computed yet: `python -m benchmarks.paper --write` writes the record, and this page from it."
 MOSTLY = 0.5
 """Of decoding: a resource that is busy for less does not bind."""
 Point = dict[str, Any]
@@ -30,37 +32,38 @@ def write_all() -> list[Path]:
 
     DOCUMENT.write_text(document())
     README.write_text(with_gain(README.read_text()))
-    paper_figure(_load("paper.json")["points"], PICTURE)
-    scale = _scale()
-    if scale:
-        scale_figure(scale["points"], SCALE_PICTURE)
-    return [DOCUMENT, README, PICTURE, *([SCALE_PICTURE] if scale else [])]
+    drawn = []
+    for record, draw, picture in ((load(RECORD), paper_figure, PICTURE), (load(SCALE), scale_figure, SCALE_PICTURE)):
+        if record:
+            draw(record["points"], picture)
+            drawn.append(picture)
+    return [DOCUMENT, README, *drawn]
 
 
 def with_gain(readme: str) -> str:
     """`readme` with the sentence about the gain replaced."""
-    return between_marks(readme, "paper", gain_text(_load("paper.json")))
+    record = load(RECORD)
+    return between_marks(readme, "paper", gain_text(record) if record else NOT_YET)
 
 
 def document() -> str:
     """docs/paper.md: the template with the figures of the records."""
-    record = _load("paper.json")
+    record = load(RECORD)
+    if record is None:
+        return f"# The paper's evaluation, again\n\n{NOT_YET}\n\n## Executed in scale\n\n{scale_text(load(SCALE))}\n"
     points = record["points"]
     return Template(TEMPLATE.read_text()).substitute(
         requests=record["requests"], gen_len=record["gen_len"], hardware=record["hardware"],
         published=f"{record['published']['gain']:g}", gain=gain_text(record), together=_together(points),
         stages=stages_table(points), why=_why(record), free=_free(points), figures=_figures(points),
-        scale=scale_text(_scale()),
+        scale=scale_text(load(SCALE)),
     )  # fmt: skip
 
 
-def _load(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / name).read_text())
-    return found
-
-
-def _scale() -> dict[str, Any] | None:
-    return _load("paper-scale.json") if (RESULTS / "paper-scale.json").exists() else None
+def load(name: str) -> dict[str, Any] | None:
+    """A committed record, if there is one."""
+    path = RESULTS / name
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -179,7 +182,9 @@ def _never_slower(points: Sequence[Point], freely: bool) -> str:
             f"{policy} {speed(point, policy):.4g} tokens/s{more}"
         )
     reason = " A job that memory holds at once is planned as one wave unless `--waves` asks for more." if freely else ""
-    return f"**`hybrid` is slower than another policy at {len(found)} points.**{reason}\n\n" + "\n".join(lines)
+    count = len({(point["model"], point["prompt_len"]) for point, _ in found})
+    said = f"**`hybrid` is slower than another policy at {count} of {len(points)} points.**{reason}"
+    return "\n".join([said, "", *lines])
 
 
 def _free(points: Sequence[Point]) -> str:

@@ -32,15 +32,17 @@ def without_barriers(one: FlexGen, job: Job, pieces: bool) -> Phases:
 
 
 def _pass_s(one: FlexGen, new: int, cached: float, pieces: bool) -> float:
-    """Seconds of a pass over all layers, of many alike: the second of two, by when each ends."""
+    """Seconds of a pass over all layers, of many alike: the middle one of three, by when each has computed. The first
+    begins with an idle link, and during the last nothing is fetched ahead."""
     embed, attention, mlp, head = one.stages(new, cached)
     stages = [embed, *[attention, mlp] * one.costs.model.layers, head]
-    issuer = _Issuer(one, [*stages, *stages], new, pieces)
+    issuer = _Issuer(one, stages * 3, new, pieces)
     issuer.run()
-    _, ends = run_clocks(
-        columns_of(issuer.operations), np.array(issuer.seconds), Contention(one.costs.hardware.link)
-    )  # fmt: skip
-    return float(ends.max() - ends[: issuer.first_of_stage[len(stages)]].max())
+    contention = Contention(one.costs.hardware.link)
+    _, ends = run_clocks(columns_of(issuer.operations), np.array(issuer.seconds), contention)
+    each = len(stages) * one.setting.batches
+    first, second = (ends[issuer.computed[passes * each - 1]] for passes in (1, 2))
+    return float(second - first)
 
 
 class _Issuer:
@@ -52,8 +54,7 @@ class _Issuer:
         self.hidden = one.setting.gpu_batch * new * one.costs.model.hidden * one.costs.model.element_bytes
         self.operations: list[Operation] = []
         self.seconds: list[float] = []
-        self.first_of_stage: list[int] = []
-        self._computed: list[int] = []
+        self.computed: list[int] = []
         """By stage and batch."""
         self._arrived: list[int] = []
         """The newest transfer of weights and hidden state, if any."""
@@ -65,7 +66,6 @@ class _Issuer:
     def run(self) -> None:
         """Issue everything."""
         for number, stage in enumerate(self.stages):
-            self.first_of_stage.append(len(self.operations))
             for batch in range(self.batches):
                 self._batch(number, batch, stage)
 
@@ -80,17 +80,17 @@ class _Issuer:
             self._load_cache()
         if stage.cache:
             needs = [*needs, self._loads[len(self._readers)]]
-        self._computed.append(self._issue("forward", stage.compute, needs))
+        self.computed.append(self._issue("forward", stage.compute, needs))
         if stage.cache:
-            self._readers.append(self._computed[-1])
+            self._readers.append(self.computed[-1])
         link = self.costs.hardware.link
         stored_s = stage.store / link.pageable_d2h_bytes_per_s.value + self.costs.d2h(self.hidden)
-        self._issue("store", stored_s, self._computed[-1:], stage.store + self.hidden)
+        self._issue("store", stored_s, self.computed[-1:], stage.store + self.hidden)
 
     def _load_next(self, number: int, share: float) -> None:
         """The next batch's hidden state, and with it a share of the next stage's weights, into the buffer that the
         stage before this one has left."""
-        free = [self._computed[number * self.batches - 1]] if share and number else []
+        free = [self.computed[number * self.batches - 1]] if share and number else []
         weights = self.stages[number + 1].weights if number + 1 < len(self.stages) else 0.0
         nbytes = share * weights + self.hidden
         self._arrived = [self._issue("load_weights", self.costs.h2d(nbytes), free, nbytes)]

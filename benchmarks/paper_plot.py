@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatter
 
 from benchmarks.paper_points import TOGETHER, speed
 
@@ -34,7 +35,7 @@ def paper_figure(points: Sequence[Point], path: Path) -> None:
             return speed(some[i], policy)
 
         _bars(axes, prompts, TOGETHER, predicted)
-        axes.set(title=model, xlabel="prompt length (tokens)", yscale="log")
+        axes.set(title=model, xlabel="prompt length (tokens)")
     all_axes[0].set_ylabel("generated tokens per second, predicted")
     handles, names = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
@@ -55,7 +56,7 @@ def scale_figure(points: Sequence[Point], path: Path) -> None:
         middles = _bars(axes, prompts, policies, tokens_per_s)
         marks = [(x, tokens_per_s(i, policy, "predicted")) for i, policy, x in middles]
         axes.plot(*zip(*marks, strict=True), "_", color="black", markersize=11, markeredgewidth=2, label="predicted")
-        axes.set(title=f"{target}, in scale", xlabel="prompt length of the model that it stands for", yscale="log")
+        axes.set(title=f"{target}, in scale", xlabel="prompt length of the model that it stands for")
     all_axes[0][0].set_ylabel("generated tokens per second, measured")
     handles, names = all_axes[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
@@ -74,6 +75,9 @@ def _bars(
         heights = [value(i, policy) for i in range(len(prompts))]
         axes.bar(middles, heights, width, label=policy, color=colour, hatch=hatch, edgecolor="black", linewidth=0.6)
         found += [(i, policy, x) for i, x in enumerate(middles)]
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))  # numbers, not powers of ten
     axes.set_xticks(range(len(prompts)), [str(prompt) for prompt in prompts])
     axes.grid(axis="y", color="#dddddd", linewidth=0.5)
     axes.set_axisbelow(True)

@@ -21,8 +21,9 @@ import numpy as np
 
 from benchmarks.accuracy import FIRST_ROUNDS, RUNS_PER_TURN, calibration, predicted_now, refuse_shared
 from benchmarks.grid import PROFILE_HIDDEN
+from benchmarks.paper_docs import SCALE
 from benchmarks.paper_points import BATCH, HARDWARE, costs_of
-from benchmarks.records import RESULTS, write
+from benchmarks.records import write
 from planner.files import write_whole
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec, load_model
@@ -37,7 +38,6 @@ from planner.workload import Workload
 from runtime.execution import execute
 from runtime.profiler import Profiler, Request
 
-RECORD = "paper-scale.json"
 PARTIAL = Path("out") / "paper-scale"
 SHAPES = (("opt-6.7b", 256, 5), ("opt-30b", 384, 4), ("opt-66b", 512, 3))
 """What is scaled down, and the width and layers of its scale model. No width is that of the profile's kernels."""
@@ -140,7 +140,7 @@ def measure(quick: bool, again: bool) -> dict[str, Any]:
         "calibrate": calibration(profile), "points": [point.record() for point in points],
     }  # fmt: skip
     if folder:
-        _say(f"written: {write(RECORD, record)}")
+        _say(f"written: {write(SCALE, record)}")
         shutil.rmtree(folder)
     return record
 
@@ -208,9 +208,3 @@ def _keep(folder: Path | None, points: list[ScalePoint], spent_s: float) -> None
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def load() -> dict[str, Any] | None:
-    """The committed record, if there is one."""
-    path = RESULTS / RECORD
-    return json.loads(path.read_text()) if path.exists() else None

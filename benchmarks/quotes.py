@@ -52,6 +52,8 @@ def _load(name: str) -> Any:
 
 def _paper() -> Iterator[Quote]:
     name = "paper.json"
+    if not (RESULTS / name).exists():  # not computed yet, as the page says
+        return
     points = {(p["model"], p["prompt_len"]): p for p in _load(name)["points"]}
     one = points["opt-30b", 1024]
     kv, act, ours = (f"{speed(one, policy):.2f}" for policy in ("kv-only", "act-only", FREE[1]))

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import paper_scale, paper_scale_report
 from benchmarks.grid import PROFILE_HIDDEN
+from benchmarks.paper_docs import SCALE, load
 from benchmarks.paper_points import BATCH, costs_of
 from benchmarks.paper_scale import POLICIES_RUN, PROMPTS, REQUESTS, ROUNDS, SHAPES, VOCAB, ScalePoint, scaled
 from benchmarks.records import RESULTS
@@ -109,7 +110,7 @@ def test_gains_by_hand() -> None:
     assert paper_scale_report.within(points) == 0.5
 
 
-RECORD = paper_scale.load()
+RECORD = load(SCALE)
 
 
 @pytest.mark.skipif(RECORD is None, reason="python -m benchmarks.paper --execute has not been run yet")
