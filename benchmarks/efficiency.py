@@ -40,11 +40,12 @@ from runtime.weights import RandomWeights
 
 RECORD = "efficiency.json"
 ROUNDS = 5
-JOBS = ((512, 4, 16, 160, 10), (384, 5, 8, 400, 9), (512, 3, 24, 112, 10), (256, 6, 12, 304, 9))
-"""(width, layers, requests, prompt, generated tokens)."""
-REBUILD_OVER_KV = (0.6, 1.0)
-"""Seconds to rebuild K and V of a token over seconds to transfer them: the pace of the link. 0.6 is OPT-30B's on an RTX
-4090; at either K and V only waits for the link."""
+JOBS = ((256, 6, 12, 400, 9), (384, 4, 16, 416, 9), (512, 3, 24, 368, 9), (256, 5, 32, 144, 9))
+"""(width, layers, requests, prompt, generated tokens). A layer's weights are a third of its K and V: were they more, no
+policy would wait for compute."""
+REBUILD_OVER_KV = (1.07, 1.6)
+"""Seconds to rebuild K and V of a token over seconds to transfer them: the pace of the link. 1.07 is OPT-30B's on an
+RTX 4090 (`benchmarks/results/demo.json`). At either, K and V only waits for the link, activations only for compute."""
 BALANCED = 0.85
 """Both resources this busy at the bound: the balance point."""
 TARGETS = {"link": 0.05, "compute": 0.05, "balance": 0.08}

@@ -43,9 +43,10 @@ SHAPE: dict[str, Any] = {
     "hidden_size": 512, "num_hidden_layers": 6, "ffn_dim": 2048, "num_attention_heads": 8, "vocab_size": 1024,
     "max_position_embeddings": 1024,
 }  # fmt: skip
-REQUESTS, PROMPT, GEN = 32, 160, 24
+REQUESTS, PROMPT, GEN = 32, 176, 24
+"""A layer's weights are half of the K and V of all requests, as with 128 requests of OPT-30B."""
 ROUNDS = 3
-RATIO = 0.6
+RATIO = 1.07
 """Seconds to rebuild K and V of a token over seconds to transfer them, as OPT-30B has it on an RTX 4090."""
 ROOM_REQUESTS = 8
 """GPU memory: a layer's weights twice, embedding and head, prefill, and K and V of so many requests."""

@@ -64,6 +64,8 @@ def test_the_document_of_the_engine_shows_the_records() -> None:
 
 
 def test_the_committed_crashes_lost_nothing() -> None:
+    if not (RESULTS / crashes.RECORD).exists():
+        pytest.skip("no record yet: python -m benchmarks.crashes")
     record = json.loads((RESULTS / crashes.RECORD).read_text())
     assert len(record["runs"]) >= 50
     assert all(one["kills"] and not one["lost"] + one["twice"] + one["differing"] for one in record["runs"])
