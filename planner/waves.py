@@ -1,7 +1,7 @@
 """Cuts a job into waves that run one after the other, and plans each: how many, and who runs with whom.
 
-A job that memory holds at once is a single wave unless more are asked for: a smaller one may take less time, since it
-leaves the GPU more room for each request, but what bounds every cut of unlike requests is too loose to prove much.
+A job that memory holds at once is planned as a single wave first. Smaller ones may take less time, since they leave the
+GPU more room for each request, or for all layers; so they are tried where the bound of all cuts promises enough.
 
 Requests that end together belong together: a wave runs until its longest request has ended, and every step loads the
 weights once for all. So requests are sorted by generation length and cut into consecutive waves of equal memory demand.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from planner.best import best_of
 from planner.costs import CostModel
@@ -30,6 +31,10 @@ from planner.workload import Request, Workload
 
 MAX_CUTS = 5
 """Numbers of waves planned once a plan is known: neighbours differ little, and each takes seconds."""
+CUTS_OF_UNLIKE = 2
+"""The same for unlike requests that memory holds at once: what bounds their cuts is loose."""
+WORTH_CUTTING = 0.02
+"""A job that memory holds at once is cut into waves only where the bound leaves room for more than this, relative."""
 MANY_REQUESTS = 1000
 """In waves, beyond which only the first number of waves that has a plan is planned, and none of them in every way."""
 MANY_WAVES = 4
@@ -42,8 +47,8 @@ FEW_KINDS = 2
 class FoundWaves:
     """The best plan found, and its bound.
 
-    That of a job that memory holds at once is over all ways to run it at once; of one that it does not, over every cut
-    into waves; of a number of waves that was asked for, over every cut into so many.
+    That of a plan in one wave is over all ways to run the job at once; of one in several, over every cut into waves; of a
+    number of waves that was asked for, over every cut into so many.
     """
 
     waves: tuple[Decisions, ...]
@@ -99,6 +104,22 @@ def cut(requests: Sequence[Request], count: int) -> list[list[int]]:
     return waves
 
 
+class _Cuts:
+    """Intervals of the number of waves that are still open, the most promising first."""
+
+    def __init__(self, bound: WaveBound, fewest: int, most: int) -> None:
+        self.bound, self.tried = bound, set[int]()
+        self.heap: list[tuple[float, int, int, float]] = []
+        """(bound in seconds, fewest, most, where in between the relaxation is best)."""
+        self.push(fewest, most)
+
+    def push(self, low: int, high: int) -> None:
+        """Open an interval, unless it is empty or memory holds no such cut."""
+        found = self.bound.of(low, high) if low <= high else None
+        if found:
+            heapq.heappush(self.heap, (found.total_s, low, high, found.waves))
+
+
 class WaveSearch:
     """One job to plan, in as many waves as it takes."""
 
@@ -120,9 +141,9 @@ class WaveSearch:
             found, timeline = chosen
             alone = _Wave(self.whole, found, self.whole.margins)
             best, proven = _Planned((found.decisions,), timeline, (alone,)), [found.bound_s]
-        if best or len(self.requests) == 1 or fixed:
+        if len(self.requests) == 1 or fixed or (best and self.options.mini_batches):
             return best.bounded(proven[0]) if best else None
-        return self._more_waves()
+        return self._more_waves() if best is None else self._fewer_at_once(best, proven[0])
 
     def _fixed(self, count: int) -> FoundWaves | None:
         """As many waves as asked for."""
@@ -131,42 +152,49 @@ class WaveSearch:
 
     def _more_waves(self) -> FoundWaves | None:
         """For a job that memory does not hold at once."""
-        bound, proven = WaveBound(self.whole), list[float]()
-        best: _Planned | None = None
-        heap: list[tuple[float, int, int, float]] = []
-
-        def push(low: int, high: int) -> None:
-            found = bound.of(low, high) if low <= high else None
-            if found:
-                heapq.heappush(heap, (found.total_s, low, high, found.waves))
-
-        push(1, len(self.requests))
-        tried: set[int] = set()
-        if heap and self.hardest().run() is not None:
-            fewest = max(bound.fewest_waves, bound.fewest_by_blocks)
-            # Of very many requests only one number of waves is planned: about that where the relaxation is best.
-            best = self._first(max(fewest, round(heap[0][3])) if len(self.requests) > MANY_REQUESTS else fewest, tried)
+        cuts = _Cuts(WaveBound(self.whole), 1, len(self.requests))
+        if not cuts.heap or self.hardest().run() is None:
+            return None
+        fewest = max(cuts.bound.fewest_waves, cuts.bound.fewest_by_blocks)
+        # Of very many requests only one number of waves is planned: about that where the relaxation is best.
+        first = max(fewest, round(cuts.heap[0][3])) if len(self.requests) > MANY_REQUESTS else fewest
+        best = self._first(first, cuts.tried)
         if best is None:
             return None
-        cuts = 0
-        while heap:
-            total_s, low, high, waves = heapq.heappop(heap)
-            many = len({wave.shape for wave in best.waves}) > MANY_WAVES or len(self.requests) > MANY_REQUESTS
-            most_cuts = 0 if many else MAX_CUTS
-            if total_s >= best.timeline.total_s * (1 - TOLERANCE) or cuts >= most_cuts:
+        many = len({wave.shape for wave in best.waves}) > MANY_WAVES or len(self.requests) > MANY_REQUESTS
+        best, proven_s = self._branch(cuts, best, 0 if many else MAX_CUTS, TOLERANCE)
+        return best.bounded(min(proven_s, best.timeline.total_s))
+
+    def _fewer_at_once(self, at_once: _Planned, bound_s: float) -> FoundWaves:
+        """For a job that memory does hold: waves where they promise much, as when fewer requests leave the GPU room for
+        all layers."""
+        if len(self.requests) > MANY_REQUESTS:
+            return at_once.bounded(bound_s)
+        most = MAX_CUTS if len(self.workload.classes()) <= FEW_KINDS else CUTS_OF_UNLIKE
+        cuts = _Cuts(WaveBound(self.whole), 2, len(self.requests))
+        best, proven_s = self._branch(cuts, at_once, most, WORTH_CUTTING)
+        return best.bounded(bound_s if best is at_once else min(bound_s, proven_s, best.timeline.total_s))
+
+    def _branch(self, cuts: _Cuts, best: _Planned, most: int, worth: float) -> tuple[_Planned, float]:
+        """(the best plan, what no cut beats) after planning up to `most` numbers of waves, each of which may take less
+        than the best so far by more than `worth`, relative."""
+        proven = [inf]
+        while cuts.heap:
+            total_s, low, high, waves = heapq.heappop(cuts.heap)
+            if total_s >= best.timeline.total_s * (1 - worth) or most <= 0:
                 proven.append(total_s)
                 break
             if low < high:
                 middle = min(max(-int(-(waves - 1e-6) // 1), low), high)
                 for part in ((low, middle - 1), (middle, middle), (middle + 1, high)):
-                    push(*part)
+                    cuts.push(*part)
                 continue
             proven.append(total_s)
-            if low not in tried:
-                cuts += 1
+            if low not in cuts.tried:
+                most -= 1
                 other = self._plan(low)
                 best = other if other and other.timeline.total_s < best.timeline.total_s else best
-        return best.bounded(min([*proven, best.timeline.total_s]))
+        return best, min(proven)
 
     def _first(self, fewest: int, tried: set[int]) -> _Planned | None:
         """The first number of waves that has a plan, in growing strides from `fewest`."""
