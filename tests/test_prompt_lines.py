@@ -133,15 +133,17 @@ def test_bad_lines_beside_those_planned_are_answered_with_their_error(folder: Pa
 
 
 def test_lines_that_spoilt_since_the_plan_are_left_out_of_it(folder: Path) -> None:
-    """One is no JSON any more, one has a token that the model lacks: the other six have the same tokens as before."""
+    """No JSON any more, a token that the model lacks, too long: the others have the same tokens as before."""
     good = (folder / "good.jsonl").read_text(encoding="utf-8").splitlines()
     whole = [json.loads(line) for line in (folder / "whole.jsonl").read_text(encoding="utf-8").splitlines()]
     beyond = json.dumps({"id": "p5", "tokens": [1] * 63 + [256]})
-    code, err, answers, bad = run(folder, [*good[:2], good[2][:-1], *good[3:5], beyond, *good[6:]])
-    assert code == 3 and "planned again for the 6 requests" in err
-    assert [answers[i] for i in (0, 1, 3, 4, 6, 7)] == [whole[i] for i in (0, 1, 3, 4, 6, 7)]
+    long = json.dumps({"id": "p6", "tokens": [1] * 513})
+    code, err, answers, bad = run(folder, [*good[:2], good[2][:-1], *good[3:5], beyond, long, *good[7:]])
+    assert code == 3 and "planned again for the 5 requests" in err
+    assert [answers[i] for i in (0, 1, 3, 4, 7)] == [whole[i] for i in (0, 1, 3, 4, 7)]
+    assert 'prompt "p6" needs 513 positions, opt-tiny has 512' in answers[6]["error"]
     assert "token 256 is outside the vocabulary of 256" in answers[5]["error"] and answers[5]["id"] == "p5"
-    assert [one["line"] for one in bad] == [3, 6]
+    assert [one["line"] for one in bad] == [3, 6, 7]
 
 
 def test_a_run_with_bad_lines_goes_on_after_a_crash(folder: Path) -> None:
