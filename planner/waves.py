@@ -47,8 +47,8 @@ FEW_KINDS = 2
 class FoundWaves:
     """The best plan found, and its bound.
 
-    That of a plan in one wave is over all ways to run the job at once; of one in several, over every cut into waves; of a
-    number of waves that was asked for, over every cut into so many.
+    That of a plan in one wave is over all ways to run the job at once; of one in several, over every cut into waves; of
+    a number of waves that was asked for, over every cut into so many.
     """
 
     waves: tuple[Decisions, ...]
