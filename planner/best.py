@@ -40,7 +40,7 @@ def best_of(search: Search, below_s: float = inf) -> Chosen | None:
     if bound_s is None or bound_s >= below_s:  # where no real numbers fit, no whole ones do
         return None
     for narrower in _narrower(search):
-        if tried and (_near_enough(tried, bound_s) or _uses_only(_fastest(tried).found.decisions, narrower.forms)):
+        if tried and _not_worth(narrower, tried, bound_s):
             continue
         least_s = _fastest(tried).seconds * (1 - WORTH_TRYING) if tried else below_s
         tried += _each(narrower, least_s)
@@ -56,8 +56,12 @@ def _fastest(tried: list[_Tried]) -> _Tried:
     return min(tried, key=lambda one: one.seconds)
 
 
-def _near_enough(tried: list[_Tried], bound_s: float) -> bool:
-    return 1 - bound_s / _fastest(tried).seconds <= DOMINANCE_GAP
+def _not_worth(narrower: Search, tried: list[_Tried], bound_s: float) -> bool:
+    """True where the best so far is proven to be near the best, and where it uses no other forms than `narrower` has,
+    unless it may be far from the best: the search that found it may then have missed what a narrower one finds."""
+    best = _fastest(tried)
+    gap = 1 - bound_s / best.seconds
+    return gap <= DOMINANCE_GAP or (gap <= EVERY_WAY_GAP and _uses_only(best.found.decisions, narrower.forms))
 
 
 def _simulated(tried: list[_Tried]) -> tuple[Chosen, Search]:
@@ -77,10 +81,11 @@ def _narrower(search: Search) -> Iterator[Search]:
     host, which a mixed plan is always charged, are all that keeps the cache from the GPU."""
     if search.options.act_share is not None:
         return
-    gpu = tuple(form for form in search.forms if form.on_gpu)
+    every: list[tuple[CacheForm, ...]] = [search.forms]
     contents = sorted({form.content for form in search.forms})
-    alone = (tuple(form for form in search.forms if form.content == content) for content in contents)
-    for forms in (gpu, *(alone if len(contents) > 1 else ())):
+    every += [tuple(form for form in search.forms if form.content == content) for content in contents]
+    every += [tuple(form for form in forms if form.on_gpu) for forms in every]
+    for forms in dict.fromkeys(every):
         if forms and forms != search.forms:
             yield Search(search.costs, search.workload, forms, search.options, like=search)
 

@@ -120,10 +120,8 @@ class Search:
         heap: list[_Node] = []
         for streams in (True, False):
             self._push(heap, *self._counts, streams)
-        best_s = inf
+        best_s = self._first_s(heap[0][0]) if heap and heap[0][0] < below_s else inf
         proven: list[float] = []
-        if heap and heap[0][0] < below_s and self._counts[0] == 1:  # one mini-batch is often as good as any number
-            best_s = self._objective_s(1) if self._likely(1, heap[0][0] * (1 + TOLERANCE)) and self._decided(1) else inf
         solves = 0
         for _ in range(MAX_NODES):
             if not heap:
@@ -154,6 +152,17 @@ class Search:
             if decisions and one:
                 return Found(decisions, one.split.objective_s, min([*proven, best_s]), solves)
         return None
+
+    def _first_s(self, floor_s: float) -> float:
+        """The least objective of 1, 2, 4, ... mini-batches up to the first that is slower than fewer. Without it
+        intervals, whose bounds differ little where the link binds, would be cut ever smaller before any is planned."""
+        best_s, (count, most) = inf, self._counts
+        while count <= most and best_s > floor_s * (1 + TOLERANCE):
+            objective_s = self._objective_s(count) if self._likely(count, best_s) and self._decided(count) else inf
+            if best_s < inf and objective_s >= best_s:
+                break
+            best_s, count = objective_s, 2 * count
+        return best_s
 
     @property
     def _counts(self) -> tuple[int, int]:
@@ -264,8 +273,12 @@ class Search:
             bounds = {streams: self._bound(count, count, streams) for streams in (True, False)}
             likely = sorted((bound, streams) for streams, bound in bounds.items() if bound is not None)
             batches = self._batches(count) if likely else []
-            found = (one for _, streams in likely if (one := self._solve(batches, streams)))
-            self._cache[count] = next(found, None)
+            best: Solved | None = None
+            for bound, streams in likely:
+                if best is None or bound < best.split.objective_s:
+                    one = self._solve(batches, streams)
+                    best = min(filter(None, (best, one)), key=lambda solved: solved.split.objective_s, default=None)
+            self._cache[count] = best
         return self._cache[count]
 
     def _solve(self, batches: list[list[int]], streams: bool | None = None) -> Solved | None:

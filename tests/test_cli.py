@@ -179,7 +179,7 @@ def test_trace(command: str, processes: list[str], folder: Path) -> None:
     names = [e["args"]["name"] for e in events if e["name"] == "process_name"]
     lanes = {(e["pid"], e["args"]["name"]) for e in events if e["name"] == "thread_name"}
     assert names == processes
-    assert lanes == {(pid, s) for pid in range(1, len(names) + 1) for s in ("h2d", "compute", "d2h")}
+    assert lanes == {(pid, s) for pid in range(1, len(names) + 1) for s in ("h2d", "compute", "d2h", "steps")}
     spans = [e for e in events if e["ph"] == "X"]
     assert {e["pid"] for e in spans} == set(range(1, len(names) + 1))
     assert all(e["dur"] >= 0 and e["ts"] >= 0 for e in spans)

@@ -210,12 +210,14 @@ def test_a_plan_says_why_no_more_requests_run_together() -> None:
     model, work = small_model(layers=3), Workload.uniform(20, 100, 8)
     host = model.weight_bytes + 60 * blocks_for(107) * KV_HOST.block_bytes(model)
     hardware = ideal_hardware(gemm_flops=2e12, h2d_bytes_per_s=3e9, gpu_bytes=8e6, host_bytes=float(host))
-    said = make_plan(hardware, model, work, POLICIES["kv-only"]).why[0]
+    at_once = Options(waves=1)
+    said = make_plan(hardware, model, work, POLICIES["kv-only"], at_once).why[0]
     found = re.match(r"All 20 requests run at once; about (\d+) more like them would fit: the cache of one", said)
     assert found, said
     more = int(found[1])
     assert 20 <= more <= 60
-    assert len(make_plan(hardware, model, Workload.uniform(20 + more // 2, 100, 8), POLICIES["kv-only"]).waves) == 1
+    half_as_many = Workload.uniform(20 + more // 2, 100, 8)
+    assert len(make_plan(hardware, model, half_as_many, POLICIES["kv-only"], at_once).waves) == 1
     waves = make_plan(hardware, model, Workload.uniform(20 + 2 * more, 100, 8), POLICIES["kv-only"])
     assert len(waves.waves) > 1
     assert waves.why[1].startswith("Not more requests at a time: the cache of one more takes ")
