@@ -42,10 +42,13 @@ def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: f
 
 def _solved(m: SplitModel, **options: float) -> bool:
     """Whether there is a solution, which the variables then hold."""
-    m.problem.solve(pulp.HiGHS(msg=False, threads=1, **QUICK, **options))
-    status = pulp.LpStatus[m.problem.status]
-    if status in ("Infeasible", "Undefined"):
-        return False
+    for settings in (QUICK, {}):  # without presolving, a badly scaled problem may be given up
+        m.problem.solve(pulp.HiGHS(msg=False, threads=1, **settings, **options))
+        status = pulp.LpStatus[m.problem.status]
+        if status in ("Infeasible", "Undefined"):
+            return False
+        if status == "Optimal":
+            break
     if status != "Optimal" or m.resident.varValue is None:
         raise HybridserveError(f"the solver stopped without a plan: {status}")
     return True

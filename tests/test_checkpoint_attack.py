@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from planner.errors import InputError
 from planner.model import load_model
 from runtime.layers.base import layers_for
-from runtime.weights import Checkpoint, torch_dtype
+from runtime.weights import Checkpoint, Home, torch_dtype
 
 Tensors = dict[str, torch.Tensor]
 LAYER = "model.layers.2"
@@ -36,8 +36,8 @@ def load(folder: Path, dtype: str = "float32") -> None:
     """As a run does: everything is checked, then every tensor goes home."""
     layers = layers_for(load_model(str(folder), dtype))
     checkpoint = Checkpoint(folder, layers)
-    for name, layer, shape in layers.tensors():
-        checkpoint.fill(name, layer, torch.empty(shape, dtype=torch_dtype(layers.model)))
+    there = torch_dtype(layers.model)
+    checkpoint.fill([Home(name, layer, torch.empty(shape, dtype=there)) for name, layer, shape in layers.tensors()])
 
 
 def refused(folder: Path, dtype: str = "float32") -> str:
