@@ -31,7 +31,7 @@ MAX_NODES = 16
 """Intervals looked at, after which the lowest bound left stands: it rises by less than a thousandth beyond."""
 MAX_EXACT_SOLVES = 1
 """Numbers of mini-batches, the most promising first: those near it are tried by who simulates them."""
-SIZES_AROUND = 2
+SIZES_AROUND = 4
 """Sizes of prefill tried on either side of the one that the linear program takes most of."""
 MOST_CACHE_SLOTS = 3
 """Tried for a job in a single wave, beside as many as asked for."""
