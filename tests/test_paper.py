@@ -73,7 +73,6 @@ def test_hybrid_is_never_slower_when_all_run_together() -> None:
 
 
 @recorded
-@pytest.mark.xfail(strict=True, reason="what memory holds at once is planned as one wave")
 def test_hybrid_is_never_slower_when_the_batch_may_be_cut() -> None:
     assert not [p for p in POINTS for _, ours in losses(p) if ours == FREE[1]]
 
