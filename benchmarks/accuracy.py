@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.accuracy_report import RERUNS, read_reruns, rerun, summary, unsteady
 from benchmarks.grid import PROFILE_HIDDEN, Point, executed_shapes, points
+from benchmarks.profiling import costs_by, narrow_profiler
 from benchmarks.records import RESULTS, write
 from planner.costs import CostModel
 from planner.files import dump_yaml, write_whole
@@ -32,7 +33,6 @@ from planner.timeline import Timeline
 from runtime.calibration import JOBS, LAYERS
 from runtime.execution import execute
 from runtime.kernels import GEMM_COLUMNS, GEMM_ROWS, calibrated_shapes
-from runtime.profiler import Profiler, Request
 
 ROUNDS = 5
 FIRST_ROUNDS = 9
@@ -86,8 +86,7 @@ class Runs:
 
 def predicted_now(plan: Plan, profile: HardwareProfile) -> Timeline:
     """The timeline of `plan` on a machine as fast as `profile` has it by now."""
-    achieved = {"gpu": plan.hardware.gpu.model_copy(update={"achieved": profile.gpu.achieved})}
-    return simulate(CostModel(plan.hardware.model_copy(update=achieved), plan.model), plan.decisions)
+    return simulate(costs_by(plan, profile), plan.decisions)
 
 
 def _times(one: Timeline | Repeats) -> dict[str, float]:
@@ -105,8 +104,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     started = time.perf_counter()
-    request = Request("cpu", hidden=PROFILE_HIDDEN, heads=PROFILE_HIDDEN // 64, profile_id="accuracy-profile")
-    profiler = Profiler(request, lambda done, of, text: print(f"profile {done}/{of}: {text}", flush=True))
+    profiler = narrow_profiler("accuracy-profile")
     with profiler.measuring():
         for _ in range(FIRST_ROUNDS):
             profiler.round_of_turns()

@@ -20,7 +20,8 @@ import torch
 
 from benchmarks.accuracy import FIRST_ROUNDS, RUNS_PER_TURN, Runs
 from benchmarks.bounds import Bound, start_delays, typical
-from benchmarks.grid import PROFILE_HIDDEN, VOCAB, Point
+from benchmarks.grid import VOCAB, Point
+from benchmarks.profiling import costs_by, narrow_profiler
 from benchmarks.records import write
 from planner.costs import CostModel
 from planner.forms import BLOCK_TOKENS
@@ -35,7 +36,6 @@ from planner.workload import Workload
 from runtime.cpu_device import CpuDevice, CpuTicket
 from runtime.device import Ticket, Work
 from runtime.engine import Engine, random_prompts
-from runtime.profiler import Profiler, Request
 from runtime.weights import RandomWeights
 
 RECORD = "efficiency.json"
@@ -63,7 +63,7 @@ class Case:
     def record(self, profile: HardwareProfile) -> dict[str, Any]:
         """Bound, prediction and measurement of the decode phase."""
         plan, measured = self.runs.plan, Repeats(self.runs.measured)
-        bound = Bound.of(_costs(plan, profile), plan.decisions)
+        bound = Bound.of(costs_by(plan, profile), plan.decisions)
         delays = [
             one
             for timeline in self.runs.measured
@@ -81,12 +81,6 @@ class Case:
                 for stream in ("h2d", "compute", "d2h") if any(name == stream for name, _ in delays)
             },
         }  # fmt: skip
-
-
-def _costs(plan: Plan, profile: HardwareProfile) -> CostModel:
-    """Rates of `profile`, link and memory as in the plan."""
-    achieved = {"gpu": plan.hardware.gpu.model_copy(update={"achieved": profile.gpu.achieved})}
-    return CostModel(plan.hardware.model_copy(update=achieved), plan.model)
 
 
 def pace(profile: HardwareProfile, model: ModelSpec, ratio: float) -> float:
@@ -164,8 +158,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="only print the summary; write nothing")
     options = parser.parse_args()
     started = time.perf_counter()
-    request = Request("cpu", hidden=PROFILE_HIDDEN, heads=PROFILE_HIDDEN // 64, profile_id="efficiency-profile")
-    profiler = Profiler(request, lambda done, of, text: print(f"profile {done}/{of}: {text}", flush=True))
+    profiler = narrow_profiler("efficiency-profile")
     with profiler.measuring():
         for _ in range(FIRST_ROUNDS):
             profiler.round_of_turns()

@@ -22,7 +22,7 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 from benchmarks.efficiency import pace
-from benchmarks.grid import PROFILE_HIDDEN
+from benchmarks.profiling import narrow_profiler
 from benchmarks.records import write
 from planner.costs import CostModel
 from planner.errors import InfeasibleError
@@ -36,7 +36,6 @@ from planner.workload import Workload
 from runtime.cpu_device import Pace
 from runtime.engine import random_prompts
 from runtime.execution import execute
-from runtime.profiler import Profiler, Request
 
 RECORD = "peer-runs.json"
 SHAPE: dict[str, Any] = {
@@ -237,9 +236,7 @@ def main() -> None:
         parser.exit(2, "this needs accelerate: pip install 'hybridserve[peers]'\n")
     import transformers  # noqa: PLC0415
 
-    request = Request("cpu", hidden=PROFILE_HIDDEN, heads=PROFILE_HIDDEN // 64, profile_id="peers-profile")
-    profiler = Profiler(request, lambda done, of, text: print(f"profile {done}/{of}: {text}", flush=True))
-    profile = profiler.run()
+    profile = narrow_profiler("peers-profile").run()
     with tempfile.TemporaryDirectory() as folder:
         found = compare(profile, Path(folder) / "model", options.requests, options.rounds)
     document = {

@@ -7,9 +7,6 @@ but the time that planning takes.
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
-import platform
 import random
 import time
 from collections.abc import Iterator
@@ -18,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.records import write
+from benchmarks.records import write_jobs
 from planner.errors import InfeasibleError
 from planner.forms import ACT_HOST, KV_HOST, blocks_for
 from planner.hardware import HardwareProfile, load_hardware
@@ -120,9 +117,7 @@ def main() -> None:
             print(found[-1], flush=True)
     print(summary(found))
     if not options.dry_run:
-        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        date = datetime.date.today().isoformat()
-        print(f"written: {write(RECORD, {'date': date, 'machine': machine, 'jobs': found})}")
+        print(f"written: {write_jobs(RECORD, found)}")
 
 
 if __name__ == "__main__":

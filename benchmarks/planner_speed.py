@@ -6,10 +6,7 @@ Beside it FlexGen's search over fractions, for the same jobs.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import random
 import resource
 import tempfile
@@ -17,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import write
+from benchmarks.records import write_jobs
 from planner.costs import CostModel
 from planner.errors import InfeasibleError
 from planner.hardware import load_hardware
@@ -93,9 +90,7 @@ def main() -> None:
     found = [planned(count) for count in options.requests]
     print(summary(found))
     if not options.dry_run:
-        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        date = datetime.date.today().isoformat()
-        print(f"written: {write(RECORD, {'date': date, 'machine': machine, 'jobs': found})}")
+        print(f"written: {write_jobs(RECORD, found)}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+import platform
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,3 +46,9 @@ def write(name: str, document: Any) -> Path:
     path = RESULTS / name
     write_whole(path, json.dumps(document, indent=1))
     return path
+
+
+def write_jobs(name: str, jobs: Any) -> Path:
+    """Write `results/name` with jobs that were planned, not run, where and when; returns its path."""
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    return write(name, {"date": datetime.date.today().isoformat(), "machine": machine, "jobs": jobs})

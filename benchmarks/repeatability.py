@@ -8,15 +8,14 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from benchmarks.grid import PROFILE_HIDDEN, points
+from benchmarks.grid import points
+from benchmarks.profiling import costs_by, narrow_profiler
 from benchmarks.records import write
-from planner.costs import CostModel
 from planner.explain import NOISY
 from planner.hardware import HardwareProfile
 from planner.plan import Plan
 from planner.report import noise_warning
 from planner.simulator import simulate
-from runtime.profiler import Profiler, Request
 
 RECORD = "repeatability.json"
 EVERY = 4
@@ -43,16 +42,13 @@ def main() -> None:
 
 
 def _profile() -> tuple[HardwareProfile, float]:
-    request = Request("cpu", hidden=PROFILE_HIDDEN, heads=PROFILE_HIDDEN // 64, profile_id="repeatability")
-    profiler = Profiler(request, lambda done, of, text: print(f"profile {done}/{of}: {text}", flush=True))
+    profiler = narrow_profiler("repeatability")
     return profiler.run(), profiler.repeatability
 
 
 def _total_s(plan: Plan, rates: HardwareProfile) -> float:
-    """What `rates` say of a plan made with others, its link and arena as they are in the plan."""
-    hardware = plan.hardware.model_copy(update={"gpu": plan.hardware.gpu.model_copy(
-        update={"achieved": rates.gpu.achieved})})  # fmt: skip
-    return simulate(CostModel(hardware, plan.model), plan.decisions).total_s
+    """What `rates` say of a plan made with others."""
+    return simulate(costs_by(plan, rates), plan.decisions).total_s
 
 
 if __name__ == "__main__":

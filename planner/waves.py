@@ -134,16 +134,14 @@ class WaveSearch:
         fixed = self.options.waves and min(self.options.waves, len(self.requests))
         if fixed and fixed > 1:
             return self._fixed(fixed)
-        chosen = best_of(self.whole)
-        best: _Planned | None = None
-        proven: list[float] = []
-        if chosen is not None:
-            found, timeline = chosen
-            alone = _Wave(self.whole, found, self.whole.margins)
-            best, proven = _Planned((found.decisions,), timeline, (alone,)), [found.bound_s]
-        if len(self.requests) == 1 or fixed or (best and self.options.mini_batches):
-            return best.bounded(proven[0]) if best else None
-        return self._more_waves() if best is None else self._fewer_at_once(best, proven[0])
+        single, chosen = len(self.requests) == 1 or bool(fixed), best_of(self.whole)
+        if chosen is None:
+            return None if single else self._more_waves()
+        found, timeline = chosen
+        at_once = _Planned((found.decisions,), timeline, (_Wave(self.whole, found, self.whole.margins),))
+        if single or self.options.mini_batches:
+            return at_once.bounded(found.bound_s)
+        return self._fewer_at_once(at_once, found.bound_s)
 
     def _fixed(self, count: int) -> FoundWaves | None:
         """As many waves as asked for."""
