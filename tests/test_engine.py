@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from planner.model import load_model
 from planner.simulator import simulate
 from planner.workload import Workload
 from runtime.arena import Arena
-from runtime.cpu_device import CpuDevice
+from runtime.cpu_device import CpuDevice, Pace
 from runtime.engine import Engine, random_prompts
 from runtime.execution import execute
 from runtime.weights import RandomWeights
@@ -51,6 +52,18 @@ def test_the_link_is_never_faster_than_its_pace() -> None:
         if span.stream != "compute":
             rate = plan.hardware.link.h2d_bytes_per_s if span.stream == "h2d" else plan.hardware.link.d2h_bytes_per_s
             assert span.end_s - span.start_s >= span.nbytes / rate.value * (1 - 1e-6)
+
+
+def test_the_link_begins_what_is_queued_without_a_pause() -> None:
+    """Else every transfer would lose the time in which a thread sleeps too long and wakes."""
+    device, all_queued = CpuDevice(Pace(1e6, 1e-4), None), Event()
+    before = device.launch("compute", lambda: all_queued.wait() and None, [])
+    tickets = [device.launch("h2d", lambda: None, waits, 2000) for waits in ([before], [], [before], [])]
+    all_queued.set()
+    device.synchronize()
+    device.close()
+    spans = [device.span_s(ticket) for ticket in (before, *tickets)]
+    assert [start for start, _ in spans[1:]] == [end for _, end in spans[:-1]]
 
 
 def test_peaks_are_the_planned_bytes() -> None:
