@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from benchmarks.paper_points import TOGETHER, speed
 
@@ -76,8 +76,9 @@ def _bars(
         axes.bar(middles, heights, width, label=policy, color=colour, hatch=hatch, edgecolor="black", linewidth=0.6)
         found += [(i, policy, x) for i, x in enumerate(middles)]
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))  # numbers, not powers of ten
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 4)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # numbers, not powers of ten
+    axes.minorticks_off()
     axes.set_xticks(range(len(prompts)), [str(prompt) for prompt in prompts])
     axes.grid(axis="y", color="#dddddd", linewidth=0.5)
     axes.set_axisbelow(True)
