@@ -31,6 +31,7 @@ class CpuTicket:
 
     done: threading.Event = field(default_factory=threading.Event)
     asked_s: float = field(default_factory=time.perf_counter)
+    """When it was put in its queue: before that no link could have begun it."""
     start_s: float = 0.0
     end_s: float = 0.0
     error: BaseException | None = None
@@ -57,7 +58,7 @@ class Pace:
 
 _Item = tuple[Work, Sequence[Ticket], int, CpuTicket]
 _SET_TIMER_SLACK = 29
-"""PR_SET_TIMERSLACK of Linux's prctl: by how much a sleep of this thread may end late, 50 microseconds otherwise."""
+"""PR_SET_TIMERSLACK of Linux's prctl: nanoseconds by which a sleep of this thread may end late, 50,000 unless set."""
 
 
 def _sleep_punctually() -> None:
