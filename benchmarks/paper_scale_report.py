@@ -13,10 +13,11 @@ OVER = ("kv-only", "act-only", "hybridserve")
 WITHIN = 0.05
 """A gain is predicted well if it is this near, as a difference of ratios."""
 NOT_YET = (
-    "No record yet. It has to have 80 % of the gains of `hybrid` over `kv-only` and `act-only` within 5 percentage "
-    "points of the predicted ones. Two runs on 2026-11-28, before and after the paced link was mended, came to 71 % and "
-    "58 % of 24 gains, on a machine that others used, too: the second time the gain over `kv-only` was up to 15 points "
-    "smaller than predicted. `python -m benchmarks.paper --execute` writes the record, and this section from it."
+    "No record yet. It has to have 80 % of the gains of `hybrid` over `kv-only` and `act-only` within 5 "
+    "percentage points of the predicted ones. Two runs on 2026-11-28, before and after the paced link was "
+    "mended, came to 71 % and 58 % of 24 gains, on a machine that others used, too: the second time the gain "
+    "over `kv-only` was up to 15 points smaller than predicted. `python -m benchmarks.paper --execute` writes "
+    "the record, and this section from it."
 )
 
 
