@@ -130,6 +130,7 @@ def configurations(draw: st.DrawFn) -> tuple[str, dict[str, Any], Workload, dict
         "mini_batches": draw(st.sampled_from([None, 1, 2])),
         "max_resident_layers": draw(st.sampled_from([None, 0, 1])),
         "gpu_bytes": draw(st.sampled_from([1e6, 4e6])),
+        "waves": None,  # some of these jobs are more than the memory holds at once
     }
     return family, changes, work, options
 
