@@ -1,24 +1,24 @@
 """`python -m benchmarks.accuracy`: predictions made before the run, from a profile calibrated on other shapes.
 
 Profiles this machine, plans a grid of small jobs, and executes each several times, in rounds over the whole grid. The
-profiler goes on measuring in between, so that runs and calibration see the same machine whatever else it does, and
-each run is predicted from what was calibrated before it. A point's measurement is what its runs take undisturbed
-(`planner.repeats`), its prediction the one made before the last of them.
+profiler goes on measuring in between, so that runs and calibration see the same machine whatever else it does. Each run
+is predicted from what was calibrated before it, at the speed that a few kernels have in the tenth of a second before it
+starts (`runtime.gauge`, as `hybridserve demo` does). A point's error is that of its run in the middle.
 
-Whether a run of the benchmark becomes the record is decided by how steady the machine was, never by the errors: see
-`accuracy_report.unsteady`. Otherwise its summary goes to the reruns, where every run is kept.
+The newest run of the benchmark is the record, whatever it shows; summaries of all earlier ones are kept beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.accuracy_report import RERUNS, read_reruns, rerun, summary, unsteady
+from benchmarks.accuracy_report import RERUNS, middle, read_reruns, rerun, summary
 from benchmarks.grid import PROFILE_HIDDEN, Point, executed_shapes, points
 from benchmarks.profiling import costs_by, narrow_profiler
 from benchmarks.records import RESULTS, write
@@ -34,7 +34,7 @@ from runtime.calibration import JOBS, LAYERS
 from runtime.execution import execute
 from runtime.kernels import GEMM_COLUMNS, GEMM_ROWS, calibrated_shapes
 
-ROUNDS = 5
+ROUNDS = 7
 FIRST_ROUNDS = 9
 """Rounds of calibration before the first run, as `hybridserve profile` takes them."""
 RUNS_PER_TURN = 4
@@ -60,23 +60,29 @@ class Runs:
         self.peak_bytes = done.peak_bytes
 
     def record(self) -> dict[str, Any]:
-        """The point as data: undisturbed figures, and those of every run."""
-        predicted, measured = self.predicted[-1], Repeats(self.measured)
+        """The point as data: its run in the middle of each quantity, and all of them."""
         first = simulate(CostModel(self.plan.hardware, self.plan.model), self.plan.decisions)
-        left, right = Repeats([predicted]).kind_s(), measured.kind_s()
         runs = [
             {"predicted": _times(p), "measured": _times(m)} for p, m in zip(self.predicted, self.measured, strict=True)
         ]
+        kinds = [
+            (Repeats([p]).kind_s(), Repeats([m]).kind_s()) for p, m in zip(self.predicted, self.measured, strict=True)
+        ]
+        pairs = {
+            key: middle([(run["predicted"][key], run["measured"][key]) for run in runs]) for key in runs[0]["measured"]
+        }
+        of_kind = {key: middle([(p[key], m[key]) for p, m in kinds]) for key in kinds[0][0]}
         return {
             "split": "validate",
             **self.point.describe(),
             "act_share": self.plan.prediction.act_share,
             "mini_batches": len(self.plan.decisions.mini_batches),
             "binding": self.plan.prediction.binding,
-            "runs": runs, "disturbance": measured.disturbance,
-            "predicted": _times(predicted), "measured": _times(measured),
+            "runs": runs, "disturbance": Repeats(self.measured).disturbance,
+            "predicted": {key: pair[0] for key, pair in pairs.items()},
+            "measured": {key: pair[1] for key, pair in pairs.items()},
             "predicted_at_first": _times(first),
-            "kinds": {key: {"predicted_s": left[key], "measured_s": right[key]} for key in left if left[key]},
+            "kinds": {key: {"predicted_s": p, "measured_s": m} for key, (p, m) in of_kind.items() if p},
             "peak_bytes": {
                 place: {"predicted": self.plan.memory[place].planned_bytes, "measured": self.peak_bytes[place]}
                 for place in ("gpu", "host")
@@ -89,7 +95,7 @@ def predicted_now(plan: Plan, profile: HardwareProfile) -> Timeline:
     return simulate(costs_by(plan, profile), plan.decisions)
 
 
-def _times(one: Timeline | Repeats) -> dict[str, float]:
+def _times(one: Timeline) -> dict[str, float]:
     return {key: getattr(one, key) for key in ("prefill_s", "decode_step_s", "total_s")}
 
 
@@ -99,9 +105,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"runs of each point (default {ROUNDS})")
     parser.add_argument("--every", type=int, default=1, help="only every n-th point, for a quick look")
     parser.add_argument("--dry-run", action="store_true", help="only print the summary; write nothing")
-    parser.add_argument(
-        "--rerun", action="store_true", help="keep the record: append only this run's summary to reruns"
-    )
     options = parser.parse_args()
     started = time.perf_counter()
     profiler = narrow_profiler("accuracy-profile")
@@ -116,7 +119,7 @@ def main() -> None:
                 if i % RUNS_PER_TURN == 0:
                     profiler.turn()
                     profile = profiler.profile()
-                one.run(profile)
+                one.run(profiler.speed().applied(profile))
                 if i % 12 == 0:
                     print(f"round {turn + 1}/{options.rounds}, point {i + 1}/{len(grid)}", flush=True)
     document: dict[str, Any] = {
@@ -126,12 +129,9 @@ def main() -> None:
         "calibrate": calibration(profile),
         "points": [one.record() for one in grid],
     }
-    noisy = unsteady(profiler.repeatability, document["points"])
-    if noisy:
-        print(f"not a record: {noisy}")
-    if options.rerun or (noisy and not options.dry_run):
-        print(f"written: {write(RERUNS, [*read_reruns(), rerun(document)])}")
-    elif not options.dry_run:
+    if not options.dry_run:
+        kept = json.loads((RESULTS / RECORD).read_text()) if (RESULTS / RECORD).exists() else None
+        write(RERUNS, [*read_reruns(), *([rerun(kept)] if kept else [])])
         write_whole(RESULTS / PROFILE, dump_yaml(profile.to_plain()))
         print(f"written: {write(RECORD, document)}")
     print(summary(document))

@@ -64,11 +64,11 @@ def document() -> str:
 
 
 def _reruns(record: dict[str, Any]) -> str:
-    """The record and every other run of the grid, by how steady the machine was."""
+    """The record and every run of the grid before it, with how steady the machine was."""
     names = ("run", "profile's halves differ by", "median disturbance", "decode step: mean, p95, worst", "prefill")
     head = f"| {' | '.join(names)} | whole job |"
     rows = []
-    for name, one in [("the record", rerun(record)), *((f"again, {one['date']}", one) for one in read_reruns())]:
+    for name, one in [("the record", rerun(record)), *((f"before, {one['date']}", one) for one in read_reruns())]:
         step = one["decode_step_s"]
         figures = ", ".join(f"{step[key]:.1%}" for key in ("mean", "p95", "worst"))
         cells = (

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from benchmarks.records import RESULTS
-from planner.explain import NOISY
 
 RERUNS = "accuracy-reruns.json"
 QUANTITIES = {"decode_step_s": "decode step", "prefill_s": "prefill", "total_s": "whole job (1 / throughput)"}
@@ -44,8 +43,13 @@ class Errors:
         return f"| {name} | {self.n} | {figures} | {self.bias:+.1%} |"
 
 
+def middle(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The pair (predicted, measured) whose ratio is the median; of an even number, the lower one in the middle."""
+    return sorted(pairs, key=lambda pair: pair[0] / pair[1] if pair[1] else 0.0)[(len(pairs) - 1) // 2]
+
+
 def errors(points: list[dict[str, Any]], key: str, left: str = "predicted") -> Errors:
-    """Errors of one quantity over points, undisturbed."""
+    """Errors of one quantity over points, each by its run in the middle."""
     return Errors.of((point[left][key], point["measured"][key]) for point in points)
 
 
@@ -124,20 +128,8 @@ def disturbance(points: list[dict[str, Any]]) -> float:
     return float(found[len(found) // 2])
 
 
-def unsteady(repeatability: float, points: list[dict[str, Any]]) -> str:
-    """Why this run says nothing about the model, "" if it does: from the machine's steadiness, not from the errors.
-
-    `repeatability`: how far the two halves of the profile differ, relative; the profile warns at the same limit.
-    """
-    if repeatability > NOISY:
-        return f"the halves of the profile differ by {repeatability:.1%}, more than {NOISY:.0%}"
-    if disturbance(points) > NOISY:
-        return f"the median run took {disturbance(points):.1%} longer than undisturbed, more than {NOISY:.0%}"
-    return ""
-
-
 def rerun(document: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a run that does not replace the record."""
+    """What is kept of a run when a newer one replaces it."""
     points = document["points"]
     return {
         "date": document["date"], "machine": document["machine"], "rounds": len(points[0]["runs"]),

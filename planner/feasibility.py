@@ -29,7 +29,7 @@ def explain_infeasible(search: Search, policy: Policy) -> InfeasibleError:
     gpu, host = shortage(search.relaxed(count, count))
     limit, device, missing = ("gpu_memory", "GPU", gpu) if gpu > host else ("host_memory", "host", host)
     if missing < 1:
-        return _barely(search, policy)
+        return explain_rounding(search, policy)
     hardware, model = search.costs.hardware, search.costs.model
     budget = hardware.gpu.budget_bytes if limit == "gpu_memory" else hardware.host.budget_bytes
     request = search.requests[0]
@@ -41,8 +41,9 @@ def explain_infeasible(search: Search, policy: Policy) -> InfeasibleError:
     return InfeasibleError(what, limit=limit, missing_bytes=missing, cure=_cure(search, gpu, host))
 
 
-def _barely(search: Search, policy: Policy) -> InfeasibleError:
-    """Real numbers would fit, whole blocks and slabs do not: the smallest addition, on one side, that really helps."""
+def explain_rounding(search: Search, policy: Policy, otherwise: str = "shorten the request") -> InfeasibleError:
+    """Real numbers would fit, whole blocks and slabs do not: the smallest addition, on one side, that really helps, and
+    what helps `otherwise`."""
     hardware = search.costs.hardware
     budgets = {"host": hardware.host.budget_bytes, "gpu": hardware.gpu.budget_bytes}
     what = f"{policy.name} fits {hardware.id} only before rounding to whole blocks and allocations"
@@ -51,9 +52,9 @@ def _barely(search: Search, policy: Policy) -> InfeasibleError:
             roomier = _with_more(hardware, device, share * budget)
             costs = CostModel(roomier, search.costs.model)
             if Search(costs, search.workload, search.forms, search.options).run() is not None:
-                cure = f"Add {_size(share * budget)} of {device} memory ({share:.0%}), or shorten the request"
+                cure = f"Add {_size(share * budget)} of {device} memory ({share:.0%}), or {otherwise}"
                 return InfeasibleError(what, limit=f"{device}_memory", missing_bytes=share * budget, cure=cure)
-    return InfeasibleError(what, limit="host_memory", cure="Shorten the request, or add memory on both sides")
+    return InfeasibleError(what, limit="host_memory", cure=f"Add memory on both sides, or {otherwise}")
 
 
 def _with_more(hardware: HardwareProfile, device: str, nbytes: float) -> HardwareProfile:

@@ -77,6 +77,10 @@ class Achieved(Strict):
 
     gemm_flops_by_rows: dict[Dtype, Surface] = Field(min_length=1)
     """FLOP/s of a dense product by the rows of its left operand; second size: the inner dimension."""
+    gemm_columns: Quantity | None = None
+    """Columns of the products in that table; None where their number makes no difference, or is not known."""
+    gemm_input_bytes_per_s: Rate | None = None
+    """Bytes of the left operand per second of a product's time that it takes whatever its columns are."""
     prefill_attention_flops_by_tokens: Surface
     """FLOP/s of causal attention (half the square counted) by tokens of a prompt; second size: prompts in the call."""
     decode_attention_bytes_per_s_by_context: Surface
@@ -101,6 +105,15 @@ class Achieved(Strict):
     """What each further group of alike requests costs beside that, where calls take only equal requests: its new
     tokens' own attention, merge and copies."""
     engine_slowdown: EngineSlowdown
+
+    @model_validator(mode="after")
+    def _columns_and_input(self) -> Achieved:
+        if (self.gemm_columns is None) != (self.gemm_input_bytes_per_s is None):
+            there, missing = "gemm_columns", "gemm_input_bytes_per_s"
+            if self.gemm_columns is None:
+                there, missing = missing, there
+            raise Mistaken(Mistake(missing, f"is missing beside {there}", "Give both, or neither"))
+        return self
 
     def shared_attention(self, group: int) -> float:
         """How many times longer decode attention takes when `group` query heads share each K/V head."""
@@ -191,12 +204,20 @@ class Gpu(Strict):
         return tables[dtype]
 
     def gemm_time(self, rows: float, inner: int, columns: int, dtype: str, element_bytes: int) -> float:
-        """Seconds for [rows, inner] x [inner, columns]: the slower of arithmetic and memory traffic."""
+        """Seconds for [rows, inner] x [inner, columns]: the slower of arithmetic and memory traffic.
+
+        The left operand is read and packed once for all columns, so narrow products take longer for each of them.
+        """
         if rows <= 0:
             return 0.0
         traffic = element_bytes * (inner * columns + rows * (inner + columns))
-        rate = self.gemm_rates(dtype).at(rows, inner)
-        return max(2.0 * rows * inner * columns / rate, traffic / self.achieved.memory_bytes_per_s.value)
+        per_column = 2.0 * rows * inner / self.gemm_rates(dtype).at(rows, inner)
+        measured, read = self.achieved.gemm_columns, self.achieved.gemm_input_bytes_per_s
+        seconds = per_column * columns
+        if measured and read:
+            fixed = min(rows * inner * element_bytes / read.value, per_column * measured.value)
+            seconds = fixed + (per_column - fixed / measured.value) * columns
+        return max(seconds, traffic / self.achieved.memory_bytes_per_s.value)
 
     def elementwise_time(self, traffic_bytes: float) -> float:
         """Seconds of element-wise kernels that read and write `traffic_bytes` in all."""

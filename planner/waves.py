@@ -19,7 +19,7 @@ from planner.best import best_of
 from planner.costs import CostModel
 from planner.decisions import Decisions
 from planner.errors import InfeasibleError
-from planner.feasibility import explain_infeasible, shortage
+from planner.feasibility import explain_infeasible, explain_rounding, shortage
 from planner.forms import blocks_for
 from planner.policies import Policy
 from planner.search import TOLERANCE, Found, Options, Search
@@ -224,9 +224,11 @@ class WaveSearch:
         count = self.options.mini_batches or len(self.requests)
         gpu, host = shortage(self.whole.relaxed(count, count))
         limit, device, missing = ("gpu_memory", "GPU", gpu) if gpu > host else ("host_memory", "host", host)
+        if fixed == 1 and missing < 1:
+            return explain_rounding(self.whole, self.policy, "leave out --waves")
         what = f"{self.policy.name} of {self.costs.model.name} has no plan for {len(self.requests)} requests in "
         what += f"{fixed} wave{'s' if fixed > 1 else ''}"
-        if fixed == 1 and missing >= 1:
+        if fixed == 1:
             what += f": {size(missing)} of {device} memory are missing"
         return InfeasibleError(what, limit=limit, missing_bytes=missing, cure="Leave out --waves, or give more of them")
 

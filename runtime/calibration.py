@@ -37,9 +37,7 @@ SLOWED = ("embed", "prefill", "rebuild", "forward", "sample")
 """Kinds of operation whose kernels a profile compares with themselves inside the engine."""
 SMALL = ("embed", "rebuild", "sample")
 """Those with the overhead of a small operation."""
-WHOLE = ("prefill", "forward")
-"""Those that run a whole layer."""
-LARGE = (*WHOLE, "rebuild")
+LARGE = ("prefill", "forward", "rebuild")
 """Those that take the time of a job."""
 LEAST_SLOWDOWN = 0.1
 """Where the overhead would explain all that was measured."""
@@ -108,9 +106,10 @@ class Probes:
             for key, pair in _kernels_and_measured(profile, probe).items():
                 rows.setdefault(key.partition(".")[2], []).append(pair)
         small, op_overhead = _slowdowns({kind: rows[kind] for kind in SMALL})
-        whole, forward_overhead = _slowdowns({kind: rows[kind] for kind in WHOLE})
-        slowdowns = {**small, **whole}
-        overheads = {**dict.fromkeys(SMALL, op_overhead), **dict.fromkeys(WHOLE, forward_overhead)}
+        forward, forward_overhead = _slowdowns({"forward": rows["forward"]})
+        # Prefill has the same overhead, but is too long to tell it: it would only blur what decode says.
+        slowdowns = {**small, **forward, "prefill": _slowdown(rows["prefill"], forward_overhead)}
+        overheads = {kind: op_overhead if kind in SMALL else forward_overhead for kind in SLOWED}
         residuals = [
             slowdowns[kind] * kernels / taken + overheads[kind] / taken - 1
             for kind in SLOWED for kernels, taken in rows[kind]
@@ -130,10 +129,14 @@ def _slowdowns(rows: dict[str, list[tuple[float, float]]]) -> tuple[dict[str, fl
     ]  # fmt: skip
     *factors, overhead = nnls(np.array(table), np.ones(len(table)))[0].tolist()
     slowdowns = dict(zip(rows, factors, strict=True))
-    for kind in slowdowns.keys() & set(LARGE):
-        kernels_s, taken_s = (sum(column) for column in zip(*rows[kind], strict=True))
-        slowdowns[kind] = max((taken_s - len(rows[kind]) * overhead) / kernels_s, LEAST_SLOWDOWN)
-    return slowdowns, overhead
+    large = {kind: _slowdown(rows[kind], overhead) for kind in slowdowns.keys() & set(LARGE)}
+    return {**slowdowns, **large}, overhead
+
+
+def _slowdown(pairs: list[tuple[float, float]], overhead: float) -> float:
+    """What makes the seconds of all pairs together come out right, each with `overhead`."""
+    kernels_s, taken_s = sum(kernels for kernels, _ in pairs), sum(taken for _, taken in pairs)
+    return max((taken_s - len(pairs) * overhead) / kernels_s, LEAST_SLOWDOWN)
 
 
 def _kernels_and_measured(profile: HardwareProfile, probe: Probe) -> dict[str, tuple[float, float]]:
@@ -168,17 +171,20 @@ def probe_width(share: float, hidden: int) -> int:
 
 
 def job_plan(profile: HardwareProfile, hidden: int, dtype: str, job: Workload) -> Plan:
-    """`job` with half of its cache as activations; where the link is paced it is paced to be as busy as compute."""
+    """`job` with half of its cache as activations; where the link is paced it is paced to be as busy as compute.
+
+    In one mini-batch: a second one would find the weights in the caches, which those of a large model never are.
+    """
     model = scaled_model(load_model("opt-6.7b"), hidden, LAYERS, VOCAB, dtype)
     hardware = profile
     if profile.gpu.device == "cpu":
         pace = _balanced_pace(profile, model, job)
         hardware = profile.with_values(**{f"link.{key}_bytes_per_s": pace for key in PACED})
-    arena = model.outer_bytes + 2 * model.layer_bytes + 3 * job.total_prompt_tokens * model.kv_bytes_per_token_layer
+    arena = model.outer_bytes + 2 * model.layer_bytes + 5 * job.total_prompt_tokens * model.kv_bytes_per_token_layer
     reserve = profile.gpu.memory.context_reserve_bytes.value
     usable = min(profile.gpu.memory.usable_bytes.value, arena + reserve)
     hardware = hardware.with_values(**{"gpu.memory.usable_bytes": usable})
-    options = Options(act_share=0.5, mini_batches=2, max_resident_layers=0, waves=1)
+    options = Options(act_share=0.5, mini_batches=1, max_resident_layers=0, waves=1)
     return make_plan(hardware, model, job, POLICIES["hybrid"], options)
 
 

@@ -19,6 +19,8 @@ GEMM_INNER = (0.5, 1, 2, 4)
 """Inner dimensions to measure, in widths of the model: from less than one head's worth to that of the feed-forward."""
 GEMM_COLUMNS = 2
 """Columns, in widths: those of the rebuild, between those of the other products of a layer."""
+NARROW_ROWS, NARROW_COLUMNS = (256, 1024), 0.5
+"""Of products with fewer columns, in widths: how much of a product's time its columns make no difference to."""
 PROMPTS = (32, 64, 128, 256, 512, 1024)
 TOGETHER = (1, 2, 4, 8, 16)
 """Prompts in one call of causal attention, and at most how many tokens of them."""
@@ -45,6 +47,7 @@ def calibrated_shapes(hidden: int) -> set[tuple[str, int, int, int]]:
     columns = GEMM_COLUMNS * hidden
     return {
         *(("gemm", rows, int(inner * hidden), columns) for rows in GEMM_ROWS for inner in GEMM_INNER),
+        *(("gemm", rows, hidden, int(NARROW_COLUMNS * hidden)) for rows in NARROW_ROWS),
         *(("decode", requests, context, hidden) for requests in REQUESTS for context in CONTEXTS),
         *(("prefill", together, prompt, hidden) for together in TOGETHER for prompt in PROMPTS),
     }
@@ -79,6 +82,10 @@ class Kernels:
             for rows in GEMM_ROWS:
                 flops = 2.0 * rows * inner * columns
                 yield "gemm", rows, inner, flops, partial(self.product, rows, inner, columns)
+        narrow = int(NARROW_COLUMNS * self.hidden)
+        for rows in NARROW_ROWS:
+            flops = 2.0 * rows * self.hidden * narrow
+            yield "narrow", rows, self.hidden, flops, partial(self.product, rows, self.hidden, narrow)
 
     def _attention(self) -> Iterator[Timed]:
         d, element = self.hidden, self.operands.dtype.itemsize

@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import isotonic_regression
 
 from runtime.calibration import JOBS, EngineFit
-from runtime.kernels import GROUP
+from runtime.kernels import GEMM_COLUMNS, GROUP, NARROW_COLUMNS
 from runtime.machine import device_memory_bytes, device_name, host_memory_bytes, machine_facts
 from runtime.profile_link import LinkProbe
 from runtime.timing import Round, Series
@@ -92,6 +92,7 @@ def _achieved(m: Measured) -> Number:
 
     return {
         "gemm_flops_by_rows": {m.request.dtype: _surface(m, "gemm", rising=True)},
+        **_input_rate(m),
         "prefill_attention_flops_by_tokens": _surface(m, "prefill", rising=True),
         "decode_attention_bytes_per_s_by_context": _surface(m, "decode"),
         "attention_group_cost": _group_cost(one),
@@ -103,6 +104,25 @@ def _achieved(m: Measured) -> Number:
         "forward_overhead_s": fitted(m.engine.forward_overhead_s),
         **_per_call(one["calls"]),
         "engine_slowdown": {kind: fitted(factor) for kind, factor in m.engine.slowdowns.items()},
+    }
+
+
+def _input_rate(m: Measured) -> dict[str, Number]:
+    """From products that differ in their columns alone; nothing where narrow ones are no slower for their size."""
+    hidden, one = m.request.hidden, m.round.series
+    wide, narrow = GEMM_COLUMNS * hidden, int(NARROW_COLUMNS * hidden)
+    fixed_s = nbytes = 0.0
+    for key, series in one["narrow"].items():
+        at_wide, at_narrow = one["gemm"][key].quiet_s, series.quiet_s
+        fixed_s += (at_narrow * wide - at_wide * narrow) / (wide - narrow)
+        nbytes += key[0] * key[1] * getattr(torch, m.request.dtype).itemsize
+    if fixed_s <= 0:
+        return {}
+    timed = one["narrow"][max(one["narrow"])].seconds
+    said_of = f"products of {wide} and of {narrow} columns: the part of their time that is the same"
+    return {
+        "gemm_columns": said(wide, "derived", "columns of the products timed"),
+        "gemm_input_bytes_per_s": {**number(timed, said_of), "value": short(nbytes / fixed_s)},
     }
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from planner.errors import InputError
 from planner.files import validate
 from planner.hardware import HardwareProfile
-from planner.speed import Reading
+from planner.speed import Reading, Speed
 from runtime.calibration import EngineFit, Probes
 from runtime.gauge import Gauge
 from runtime.kernels import Kernels, widest
@@ -127,6 +127,11 @@ class Profiler:
         return {
             name: Series(1.0, [one.measured_s for one in self._readings if one.name == name]).quiet_s for name in names
         }
+
+    def speed(self) -> Speed:
+        """How fast the machine is at this moment, against what `profile` says."""
+        reference = self.reference_s
+        return Speed.of([replace(one, profile_s=reference[one.name]) for one in self._gauge.read()])
 
     @property
     def repeatability(self) -> float:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from planner.costs import CostModel, OpCost, extrapolations
 from planner.errors import InputError
+from planner.files import validate
 from planner.forms import BLOCK_TOKENS
 from planner.hardware import load_hardware
 from planner.model import load_model
@@ -191,3 +192,21 @@ def test_extrapolation_is_said_with_its_range() -> None:
         "GEMM rate extrapolated at 8 to 16 (table 64 to 512): the end value is held",
         "decode attention rate extrapolated at 100 (table 2048 to 16384): the end value is held",
     ]
+
+
+def test_narrow_products_take_longer_for_each_column() -> None:
+    """Affine in columns: the measured time at the table's own, and the same input to read at any."""
+    rates = {"gpu.achieved.gemm_columns": 896.0, "gpu.achieved.gemm_input_bytes_per_s": 8e9}
+    plain = ideal_hardware(gemm_flops=1e12).gpu
+    data = plain.model_dump(mode="json", exclude_none=True)
+    for key, value in rates.items():
+        data["achieved"][key.rpartition(".")[2]] = {"value": value, "kind": "assumed", "source": "a guess"}
+    gpu = type(plain).model_validate(data)
+    at = {columns: gpu.gemm_time(512, 448, columns, "float16", 2) for columns in (224, 896, 1792)}
+    assert at[896] == pytest.approx(plain.gemm_time(512, 448, 896, "float16", 2))
+    fixed = min(512 * 448 * 2 / 8e9, at[896])
+    assert at[224] == pytest.approx(fixed + (at[896] - fixed) / 4)
+    assert at[1792] == pytest.approx(fixed + (at[896] - fixed) * 2)
+    del data["achieved"]["gemm_columns"]
+    with pytest.raises(InputError, match="gemm_columns: is missing beside gemm_input_bytes_per_s"):
+        validate(type(plain), data, "gpu")

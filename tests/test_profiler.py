@@ -33,6 +33,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(profiler, "ROUNDS", 2)
         patch.setattr(profiler.Profiler, "STAGES", 3)
         patch.setattr(kernels, "GEMM_ROWS", (1, 16, 256))
+        patch.setattr(kernels, "NARROW_ROWS", (256,))
         patch.setattr(kernels, "CONTEXTS", (16, 256, 512))
         patch.setattr(kernels, "REQUESTS", (1, 4, 16))
         patch.setattr(kernels, "PROMPTS", (32, 256))
