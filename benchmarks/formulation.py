@@ -104,7 +104,7 @@ def constants() -> dict[str, str]:
         "simplicity": f"{Options().simplicity:.2%}",
         "chunks": " or ".join(str(n) for n in prefill_sizing.OFFERED_CHUNKS if n),
         "stretches": str(ilp.STRETCHES),
-        "second_look": f"{best.DOMINANCE_GAP:.1%}", "drift": f"{rounding.STICK:.0%}",
+        "second_look": f"{best.DOMINANCE_GAP:.2%}", "drift": f"{rounding.STICK:.0%}",
         "max_bins": str(bins.MAX_BINS),
         "roundings": str(deciding.MAX_ROUNDINGS), "nodes": str(search.MAX_NODES),
         "cache_slots": str(search.MOST_CACHE_SLOTS), "sampled": str(estimate.SAMPLED_STEPS),

@@ -29,6 +29,8 @@ bytes for a request, and a minute or two to read at this limit."""
 MOST_BYTES_OF_ALL = 2**29
 MOST_VALUES = 10**7
 """Values of a YAML file, aliases followed: nested ones multiply, and would be walked for ever."""
+MOST_MERGED = 10**5
+"""Keys that `<<` takes over from other mappings: nested ones multiply, too, while the file is read."""
 MOST_LEVELS = 100
 """Of nesting: no file here has ten, and the loader follows them on the stack."""
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -40,6 +42,15 @@ class _StrictLoader(_Loader):  # type: ignore[misc]
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.twice: list[Mistake] = []
+        self.merged = 0
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """As PyYAML does it, up to a limit."""
+        super().flatten_mapping(node)
+        self.merged += len(node.value)
+        if self.merged > MOST_MERGED:
+            problem = f"its '<<' take over more than {MOST_MERGED:,} keys"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
     def construct_number(self, node: yaml.ScalarNode) -> Any:
         """YAML 1.1 reads 0777 in base eight and 1:30 in base sixty, which nobody means here."""
@@ -120,6 +131,8 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 
 
 def _yaml_cure(problem: str, mark: yaml.Mark | None, text: str, what: str) -> str:
+    if "'<<'" in problem:
+        return "Write the values out where they belong"
     if "plain number" in problem:
         return "The unit is in the key, and a comma ends a number"
     if mark is not None and mark.line + 1 < text.count("\n"):

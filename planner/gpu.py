@@ -59,6 +59,9 @@ class GroupCost(Count):
     value: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
+MOST_COLUMNS = 1e6
+
+
 class EngineSlowdown(Strict):
     """How many times longer kernels take inside the engine than one by one, by the operation that they are part of.
 
@@ -113,6 +116,14 @@ class Achieved(Strict):
             if self.gemm_columns is None:
                 there, missing = missing, there
             raise Mistaken(Mistake(missing, f"is missing beside {there}", "Give both, or neither"))
+        if self.gemm_columns and self.gemm_input_bytes_per_s:
+            columns, read = self.gemm_columns.value, self.gemm_input_bytes_per_s.value
+            for dtype, table in self.gemm_flops_by_rows.items():
+                width = 4 if dtype == "float32" else 2
+                if width / read > 2 * columns / table.best or columns > MOST_COLUMNS:
+                    what = f"{read:.4g} bytes/s beside {columns:.4g} columns leave no time for a product in {dtype}"
+                    cure = "Columns are those of the products timed, thousands; correct one of the two"
+                    raise Mistaken(Mistake("gemm_input_bytes_per_s", what, cure))
         return self
 
     def shared_attention(self, group: int) -> float:

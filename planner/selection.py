@@ -66,6 +66,10 @@ def options(act_share: float | None, mini_batches: int | None, waves: int | None
     if waves and waves > len(workload):
         what = f"{waves} waves for {len(workload)} requests"
         raise InputError(what, where="--waves", cure=f"Give at most {len(workload)}")
+    if waves and mini_batches and waves * mini_batches > len(workload):
+        what = f"{waves} waves of {mini_batches} mini-batches each for {len(workload)} requests"
+        cure = f"Give at most {len(workload) // waves}, or fewer waves"
+        raise InputError(what, where="--mini-batches", cure=cure)
     return Options(act_share=act_share, mini_batches=mini_batches, waves=waves)
 
 

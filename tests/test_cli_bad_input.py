@@ -184,6 +184,7 @@ NUMBERS: list[Case] = [
     *[(f"plan {JOB} --gpu-memory-gb {value}", 2, "'--gpu-memory-gb'") for value in ("0", "-1", "nan", "inf", "1e9")],
     (f"plan {JOB} --requests 1e9", 2, "got '1e9'"),
     (f"plan {JOB} --mini-batches 9", 2, "--mini-batches: 9 mini-batches for 8 requests. Give at most 8"),
+    (f"plan {JOB} --waves 4 --mini-batches 3", 2, "4 waves of 3 mini-batches each for 8 requests. Give at most 2"),
     (f"plan {JOB} --gpu-memory-gb 80", 2, "--gpu-memory-gb: 80 GB is more than the 0.0016 GB usable"),
     (f"plan {LARGE} {LENGTHS} --gpu-memory-gb 1", 2, "leaves nothing beside the context reserve of 1.24 GB"),
     (f"plan {JOB} --prompt-len 512", 2, "needs 519 positions (prompt_len 512 + gen_len 8 - 1), opt-tiny has 512"),

@@ -207,6 +207,11 @@ def test_narrow_products_take_longer_for_each_column() -> None:
     fixed = min(512 * 448 * 2 / 8e9, at[896])
     assert at[224] == pytest.approx(fixed + (at[896] - fixed) / 4)
     assert at[1792] == pytest.approx(fixed + (at[896] - fixed) * 2)
+    for columns, read in ((1e-300, 8e9), (1.0, 8e9), (896.0, 1e3), (9e17, 1e3)):
+        wrong = {"gemm_columns": columns, "gemm_input_bytes_per_s": read}
+        numbers = {key: {"value": value, "kind": "assumed", "source": "a guess"} for key, value in wrong.items()}
+        with pytest.raises(InputError, match="leave no time for a product"):
+            validate(type(plain), {**data, "achieved": {**data["achieved"], **numbers}}, "gpu")
     del data["achieved"]["gemm_columns"]
     with pytest.raises(InputError, match="gemm_columns: is missing beside gemm_input_bytes_per_s"):
         validate(type(plain), data, "gpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import ideal_hardware, ragged, wide_model
+from helpers import ideal_hardware, ragged, small_model, wide_model
 from hypothesis import assume, given, settings
 from test_search import QUICK, jobs
 
@@ -146,3 +146,13 @@ def test_resident_names_what_is_missing() -> None:
     roomier = SERVER.with_values(**dict.fromkeys(keys, 26e9 + missing * 1.2))
     small = Workload.uniform(1, 512, 32)
     assert not make_plan(roomier, MODEL, small, POLICIES["resident"]).offloads
+
+
+def test_a_second_look_is_taken_before_a_thousandth_is_lost() -> None:
+    """An estimate that errs by a few ten-thousandths had left `hybrid` slower than `kv-only` by more than that."""
+    hardware = ideal_hardware(gemm_flops=5e11, h2d_bytes_per_s=1e10, gpu_bytes=40271802.0, host_bytes=28775034.0)
+    work = ragged([(1251, 33), (566, 16), (1047, 16), (262, 35), (688, 11)])
+    hybrid, kv = (
+        make_plan(hardware, small_model(), work, POLICIES[n], Options(waves=1)) for n in ("hybrid", "kv-only")
+    )
+    assert hybrid.prediction.total_s <= kv.prediction.total_s * (1 + 5e-4)

@@ -15,7 +15,7 @@ from helpers import small_model
 
 import hwprofiles
 from planner.errors import InfeasibleError, InputError
-from planner.files import MOST_BYTES, check_writable, dump_yaml, read_text
+from planner.files import MOST_BYTES, check_writable, dump_yaml, read_text, read_yaml
 from planner.hardware import load_hardware
 from planner.planning import make_plan
 from planner.policies import POLICIES
@@ -214,3 +214,14 @@ def test_a_mutated_profile_is_refused_or_plans_to_finite_numbers(tmp_path: Path,
     except (InputError, InfeasibleError):
         return
     assert 0 < plan.prediction.total_s < 1e9
+
+
+def test_merges_that_multiply_are_refused_at_once(tmp_path: Path) -> None:
+    lines = ["m0: &m0 {a: 1}"]
+    lines += [f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 10)}]}}" for i in range(1, 10)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(InputError, match="take over more than 100,000 keys"):
+        read_yaml(path, "hardware profile")
+    path.write_text("base: &base {a: 1, b: 2}\nmore: {<<: *base, b: 3}\n")
+    assert read_yaml(path, "hardware profile")["more"] == {"a": 1, "b": 3}
