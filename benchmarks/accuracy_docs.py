@@ -68,7 +68,10 @@ def _reruns(record: dict[str, Any]) -> str:
     names = ("run", "profile's halves differ by", "median disturbance", "decode step: mean, p95, worst", "prefill")
     head = f"| {' | '.join(names)} | whole job |"
     rows = []
-    for name, one in [("the record", rerun(record)), *((f"before, {one['date']}", one) for one in read_reruns())]:
+    for name, one in [
+        ("the record", rerun(record)),
+        *((f"before, {one['date']}", one) for one in sorted(read_reruns(), key=lambda one: one["date"])),
+    ]:
         step = one["decode_step_s"]
         figures = ", ".join(f"{step[key]:.1%}" for key in ("mean", "p95", "worst"))
         cells = (
