@@ -163,8 +163,9 @@ def test_prices_are_those_of_more_and_never_negative(
         gained = problem.gain_s(resource, 0.01)
         assert price.seconds_per_share >= 0
         assert 0.01 * price.seconds_per_share == pytest.approx(gained, rel=0.1, abs=4e-4 * problem.optimum_s)
-        if resource in ("gpu_memory", "host_memory"):  # weak duality: a right-hand side's dual is never too low
-            assert problem.dual_seconds(resource) * 0.01 >= gained - 1e-5 * problem.optimum_s
+        # Weak duality: a right-hand side's dual is never too low, but for what the solver lets both optima miss.
+        if resource in ("gpu_memory", "host_memory"):
+            assert problem.dual_seconds(resource) * 0.01 >= gained - 5e-5 * problem.optimum_s
 
 
 # ---- in the plan -----------------------------------------------------------------------------------
