@@ -62,27 +62,22 @@ class Runs:
     def record(self) -> dict[str, Any]:
         """The point as data: its run in the middle of each quantity, and all of them."""
         first = simulate(CostModel(self.plan.hardware, self.plan.model), self.plan.decisions)
-        runs = [
-            {"predicted": _times(p), "measured": _times(m)} for p, m in zip(self.predicted, self.measured, strict=True)
-        ]
-        kinds = [
-            (Repeats([p]).kind_s(), Repeats([m]).kind_s()) for p, m in zip(self.predicted, self.measured, strict=True)
-        ]
-        pairs = {
-            key: middle([(run["predicted"][key], run["measured"][key]) for run in runs]) for key in runs[0]["measured"]
-        }
-        of_kind = {key: middle([(p[key], m[key]) for p, m in kinds]) for key in kinds[0][0]}
+        timelines = list(zip(self.predicted, self.measured, strict=True))
+        times = [(_times(p), _times(m)) for p, m in timelines]
+        kinds = _middles([(Repeats([p]).kind_s(), Repeats([m]).kind_s()) for p, m in timelines])
+        pairs = _middles(times)
         return {
             "split": "validate",
             **self.point.describe(),
             "act_share": self.plan.prediction.act_share,
             "mini_batches": len(self.plan.decisions.mini_batches),
             "binding": self.plan.prediction.binding,
-            "runs": runs, "disturbance": Repeats(self.measured).disturbance,
+            "runs": [{"predicted": p, "measured": m} for p, m in times],
+            "disturbance": Repeats(self.measured).disturbance,
             "predicted": {key: pair[0] for key, pair in pairs.items()},
             "measured": {key: pair[1] for key, pair in pairs.items()},
             "predicted_at_first": _times(first),
-            "kinds": {key: {"predicted_s": p, "measured_s": m} for key, (p, m) in of_kind.items() if p},
+            "kinds": {key: {"predicted_s": p, "measured_s": m} for key, (p, m) in kinds.items() if p},
             "peak_bytes": {
                 place: {"predicted": self.plan.memory[place].planned_bytes, "measured": self.peak_bytes[place]}
                 for place in ("gpu", "host")
@@ -93,6 +88,11 @@ class Runs:
 def predicted_now(plan: Plan, profile: HardwareProfile) -> Timeline:
     """The timeline of `plan` on a machine as fast as `profile` has it by now."""
     return simulate(costs_by(plan, profile), plan.decisions)
+
+
+def _middles(runs: Sequence[tuple[dict[str, float], dict[str, float]]]) -> dict[str, tuple[float, float]]:
+    """By quantity: its pair (predicted, measured) in the run in the middle."""
+    return {key: middle([(predicted[key], measured[key]) for predicted, measured in runs]) for key in runs[0][0]}
 
 
 def _times(one: Timeline) -> dict[str, float]:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from planner.curve import Count, Quantity, Rate, Seconds, Strict, Surface
 from planner.errors import InputError, Mistake, Mistaken
+from planner.model import ELEMENT_BYTES
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 MAX_EFFICIENCY = 1.05
@@ -60,6 +61,7 @@ class GroupCost(Count):
 
 
 MOST_COLUMNS = 1e6
+"""Of a product that anybody times."""
 
 
 class EngineSlowdown(Strict):
@@ -119,8 +121,7 @@ class Achieved(Strict):
         if self.gemm_columns and self.gemm_input_bytes_per_s:
             columns, read = self.gemm_columns.value, self.gemm_input_bytes_per_s.value
             for dtype, table in self.gemm_flops_by_rows.items():
-                width = 4 if dtype == "float32" else 2
-                if width / read > 2 * columns / table.best or columns > MOST_COLUMNS:
+                if ELEMENT_BYTES[dtype] / read > 2 * columns / table.best or columns > MOST_COLUMNS:
                     what = f"{read:.4g} bytes/s beside {columns:.4g} columns leave no time for a product in {dtype}"
                     cure = "Columns are those of the products timed, thousands; correct one of the two"
                     raise Mistaken(Mistake("gemm_input_bytes_per_s", what, cure))
