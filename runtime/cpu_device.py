@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import torch
 
@@ -21,6 +22,11 @@ from planner.operation import STREAMS
 from runtime.device import Device, Ticket, Work
 from runtime.machine import available_memory_bytes
 
+LOOKS_S = {"compute": 2e-5, "h2d": 2e-4, "d2h": 2e-4}
+"""How often a waiting stream looks. Links make good for what they begin too late, and looking costs compute: each look
+takes Python from it."""
+HOST_LOOKS_S = 1e-3
+"""How often whoever follows the streams does."""
 Delay = Callable[[str], float]
 """Seconds to sleep before an operation of the named stream: injected by tests."""
 
@@ -29,18 +35,21 @@ Delay = Callable[[str], float]
 class CpuTicket:
     """Ends once; remembers when, and what it failed with."""
 
-    done: threading.Event = field(default_factory=threading.Event)
     asked_s: float = field(default_factory=time.perf_counter)
     """When it was put in its queue: before that no link could have begun it."""
     start_s: float = 0.0
-    end_s: float = 0.0
+    end_s: float = inf
+    """Known before then for a transfer on a paced link, as soon as its bytes are copied."""
     error: BaseException | None = None
 
     def ended(self) -> bool:
-        return self.done.is_set()
+        return time.perf_counter() >= self.end_s
 
-    def wait(self) -> None:
-        self.done.wait()
+    def wait(self, look_s: float = HOST_LOOKS_S) -> None:
+        """Looks every `look_s`. Were the waiting thread woken, the one that wakes it would pay for it, between two
+        operations, with some ten microseconds."""
+        while (left := self.end_s - time.perf_counter()) > 0:
+            time.sleep(min(left, look_s))
         if self.error is not None:
             raise RunError(f"an operation failed: {self.error}") from self.error
 
@@ -85,11 +94,12 @@ class _Worker:
                 work, waits, nbytes, ticket = item
                 try:
                     for wait in waits:
-                        wait.wait()
+                        assert isinstance(wait, CpuTicket)
+                        wait.wait(LOOKS_S[self.name])
                     self._execute(work, waits, nbytes, ticket)
                 except BaseException as error:  # handed to whoever waits
                     ticket.error = error
-                ticket.done.set()
+                    ticket.end_s = time.perf_counter()
 
     def _execute(self, work: Work, waits: Sequence[Ticket], nbytes: int, ticket: CpuTicket) -> None:
         if self.delay:
@@ -102,13 +112,12 @@ class _Worker:
             ends = (wait.end_s for wait in waits if isinstance(wait, CpuTicket))
             ticket.start_s = max(self.free_at, ticket.asked_s, *ends)
         work()
-        ticket.end_s = time.perf_counter()
-        if pace:
-            paced = ticket.start_s + pace.seconds(nbytes)
-            if paced > ticket.end_s:
-                time.sleep(paced - ticket.end_s)
-                ticket.end_s = paced
-            self.free_at = ticket.end_s
+        now = time.perf_counter()
+        if pace is None:
+            ticket.end_s = now
+        else:
+            ticket.end_s = self.free_at = max(now, ticket.start_s + pace.seconds(nbytes))
+            time.sleep(ticket.end_s - now)
 
 
 class CpuDevice(Device):

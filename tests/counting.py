@@ -72,7 +72,7 @@ class CountingDevice(CpuDevice):
         self.counts.append(count)
         with torch.inference_mode(), _Mode(count, self.slabs):
             work()
-        ticket.done.set()
+        ticket.end_s = 0.0
         return ticket
 
 
