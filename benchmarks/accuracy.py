@@ -63,20 +63,20 @@ class Runs:
         """The point as data: its run in the middle of each quantity, and all of them."""
         first = simulate(CostModel(self.plan.hardware, self.plan.model), self.plan.decisions)
         timelines = list(zip(self.predicted, self.measured, strict=True))
-        times = [(_times(p), _times(m)) for p, m in timelines]
-        kinds = _middles([(Repeats([p]).kind_s(), Repeats([m]).kind_s()) for p, m in timelines])
-        pairs = _middles(times)
+        runs = [(times(p), times(m)) for p, m in timelines]
+        kinds = middles([(Repeats([p]).kind_s(), Repeats([m]).kind_s()) for p, m in timelines])
+        pairs = middles(runs)
         return {
             "split": "validate",
             **self.point.describe(),
             "act_share": self.plan.prediction.act_share,
             "mini_batches": len(self.plan.decisions.mini_batches),
             "binding": self.plan.prediction.binding,
-            "runs": [{"predicted": p, "measured": m} for p, m in times],
+            "runs": [{"predicted": p, "measured": m} for p, m in runs],
             "disturbance": Repeats(self.measured).disturbance,
             "predicted": {key: pair[0] for key, pair in pairs.items()},
             "measured": {key: pair[1] for key, pair in pairs.items()},
-            "predicted_at_first": _times(first),
+            "predicted_at_first": times(first),
             "kinds": {key: {"predicted_s": p, "measured_s": m} for key, (p, m) in kinds.items() if p},
             "peak_bytes": {
                 place: {"predicted": self.plan.memory[place].planned_bytes, "measured": self.peak_bytes[place]}
@@ -90,12 +90,13 @@ def predicted_now(plan: Plan, profile: HardwareProfile) -> Timeline:
     return simulate(costs_by(plan, profile), plan.decisions)
 
 
-def _middles(runs: Sequence[tuple[dict[str, float], dict[str, float]]]) -> dict[str, tuple[float, float]]:
+def middles(runs: Sequence[tuple[dict[str, float], dict[str, float]]]) -> dict[str, tuple[float, float]]:
     """By quantity: its pair (predicted, measured) in the run in the middle."""
     return {key: middle([(predicted[key], measured[key]) for predicted, measured in runs]) for key in runs[0][0]}
 
 
-def _times(one: Timeline) -> dict[str, float]:
+def times(one: Timeline) -> dict[str, float]:
+    """What is compared of a run."""
     return {key: getattr(one, key) for key in ("prefill_s", "decode_step_s", "total_s")}
 
 

@@ -1,8 +1,9 @@
 """The paper's figure executed in scale: small models and a paced link with the ratios of OPT-6.7B, 30B and 66B.
 
-Predicted before every run from a profile calibrated on other shapes, as `benchmarks.accuracy` does. Every round runs
-all policies of a point one after the other, so that a slow spell of the machine hits them alike. What has been run is
-kept in out/paper-scale after every run: a measurement that was broken off goes on from there.
+Predicted before every run from a profile calibrated on other shapes and the machine's speed at that moment, as
+`benchmarks.accuracy` does. Every round runs all policies of a point one after the other, so that a slow spell of the
+machine hits them alike: gains are compared within a round, and that of the round in the middle counts. What has been
+run is kept in out/paper-scale after every run: a measurement that was broken off goes on from there.
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.accuracy import FIRST_ROUNDS, RUNS_PER_TURN, calibration, predicted_now, refuse_shared
-from benchmarks.grid import PROFILE_HIDDEN
+from benchmarks.accuracy import (
+    FIRST_ROUNDS,
+    RUNS_PER_TURN,
+    calibration,
+    middles,
+    predicted_now,
+    refuse_shared,
+    times,
+)
 from benchmarks.paper_docs import SCALE
 from benchmarks.paper_points import BATCH, HARDWARE, costs_of
+from benchmarks.profiling import narrow_profiler
 from benchmarks.records import write
 from planner.files import write_whole
 from planner.hardware import HardwareProfile
@@ -30,26 +37,22 @@ from planner.model import ModelSpec, load_model
 from planner.plan import Plan, read_plan
 from planner.planning import make_plan
 from planner.policies import POLICIES
-from planner.repeats import Repeats, quiet
 from planner.scale import Ratios, scaled_link, scaled_model, scaled_workload
 from planner.search import Options
-from planner.timeline import Timeline
 from planner.workload import Workload
 from runtime.execution import execute
-from runtime.profiler import Profiler, Request
 
 PARTIAL = Path("out") / "paper-scale"
-SHAPES = (("opt-6.7b", 256, 5), ("opt-30b", 384, 4), ("opt-66b", 512, 3))
+SHAPES = (("opt-6.7b", 192, 5), ("opt-30b", 256, 4), ("opt-66b", 384, 3))
 """What is scaled down, and the width and layers of its scale model. No width is that of the profile's kernels."""
 PROMPTS = (256, 512, 1024, 1920)
 POLICIES_RUN = ("kv-only", "act-only", "hybridserve", "hybrid")
 REQUESTS, GEN_LEN, VOCAB = 8, 9, 1024
-ROUNDS = 4
+ROUNDS = 7
 SLOTS_SHARE = 1.2
 """Arena beside weights, as a share of the whole batch's K and V in one layer: room for slots and a few residents."""
 STREAMED = Options(max_resident_layers=0, waves=1)
 """The arena could keep a model of a few layers; the card cannot keep those that it stands for."""
-KEYS = ("prefill_s", "decode_step_s", "total_s")
 
 
 @dataclass
@@ -61,7 +64,7 @@ class ScalePoint:
     policy: str
     plan: Plan
     runs: list[dict[str, Any]] = field(default_factory=list)
-    """Predicted times, and measured seconds of every stretch of prefill and decoding."""
+    """Predicted and measured seconds."""
 
     @property
     def key(self) -> str:
@@ -70,20 +73,12 @@ class ScalePoint:
     def run(self, profile: HardwareProfile) -> None:
         """Predict, then execute."""
         predicted = predicted_now(self.plan, profile)
-        done = Repeats([execute(self.plan, seed=len(self.runs)).measured])
-        self.runs.append({"predicted": _times(predicted), "measured": _times(done), "stretches_s": {
-            "prefill": done.stretches(decode=False)[0].tolist(), "decode": done.stretches(decode=True)[0].tolist(),
-        }})  # fmt: skip
+        measured = execute(self.plan, seed=len(self.runs)).measured
+        self.runs.append({"predicted": times(predicted), "measured": times(measured)})
 
     def record(self) -> dict[str, Any]:
-        """The point as data. Measured is what its runs take undisturbed, as `planner.repeats` has it."""
-        stretches = [run["stretches_s"] for run in self.runs]
-        prefill_s, decode_s = (
-            float(quiet(np.array([one[phase] for one in stretches])).sum()) for phase in ("prefill", "decode")
-        )
-        measured = {
-            "prefill_s": prefill_s, "decode_step_s": decode_s / (GEN_LEN - 1), "total_s": prefill_s + decode_s,
-        }  # fmt: skip
+        """The point as data: of each quantity its run in the middle, and all of them."""
+        pairs = middles([(run["predicted"], run["measured"]) for run in self.runs])
         request, model, prediction = self.plan.workload.requests[0], self.plan.model, self.plan.prediction
         return {
             "split": "validate", "target": self.target, "target_prompt_len": self.prompt_len, "policy": self.policy,
@@ -92,13 +87,10 @@ class ScalePoint:
             "link_bytes_per_s": self.plan.hardware.link.h2d_bytes_per_s.value,
             "act_share": prediction.act_share, "binding": prediction.binding,
             "mini_batches": len(self.plan.decisions.mini_batches),
-            "predicted": self.runs[-1]["predicted"], "measured": measured,
-            "runs": [{key: run[key] for key in ("predicted", "measured")} for run in self.runs],
+            "predicted": {key: pair[0] for key, pair in pairs.items()},
+            "measured": {key: pair[1] for key, pair in pairs.items()},
+            "runs": self.runs,
         }  # fmt: skip
-
-
-def _times(one: Timeline | Repeats) -> dict[str, float]:
-    return {key: float(getattr(one, key)) for key in KEYS}
 
 
 def measure(quick: bool, again: bool) -> dict[str, Any]:
@@ -111,8 +103,7 @@ def measure(quick: bool, again: bool) -> dict[str, Any]:
     folder, rounds = (None, 1) if quick else (PARTIAL, ROUNDS)
     if again and folder and folder.exists():
         shutil.rmtree(folder)
-    request = Request("cpu", hidden=PROFILE_HIDDEN, heads=PROFILE_HIDDEN // 64, profile_id="paper-scale-profile")
-    profiler = Profiler(request, lambda done, of, text: _say(f"profile: {text}"))
+    profiler = narrow_profiler("paper-scale-profile")
     with profiler.measuring():
         for i in range(1 if quick else FIRST_ROUNDS):
             _say(f"profile: round {i + 1}")
@@ -129,7 +120,7 @@ def measure(quick: bool, again: bool) -> dict[str, Any]:
                 if done % RUNS_PER_TURN == 0:
                     profiler.turn()
                     profile = profiler.profile()
-                point.run(profile)
+                point.run(profiler.speed().applied(profile))
                 done += 1
                 _keep(folder, points, before_s + time.perf_counter() - started)
                 _say(f"round {turn + 1} of {rounds}: {point.key}, {sum(len(p.runs) for p in points)} runs of "

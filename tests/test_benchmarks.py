@@ -89,7 +89,7 @@ def test_the_bound_is_below_every_prediction() -> None:
 def test_gains_are_over_the_better_of_the_other_policies() -> None:
     taken = {"hybrid": (2.0, 2.2), "kv-only": (3.0, 3.1), "act-only": (2.5, 2.6)}
     points = [
-        {"job": 0, "rebuild_over_kv": 0.6, "policy": name, "predicted_s": predicted, "measured_s": measured}
+        {"job": 0, "rebuild_over_kv": 0.6, "policy": name, "runs": [{"predicted_s": predicted, "measured_s": measured}]}
         for name, (predicted, measured) in taken.items()
     ]
     (found,) = efficiency.gains(points)

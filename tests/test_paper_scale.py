@@ -20,6 +20,7 @@ from planner.costs import CostModel
 from planner.hardware import HardwareProfile, load_hardware
 from planner.model import load_model
 from planner.scale import Ratios, scaled_model
+from planner.speed import Speed
 from runtime.calibration import JOBS
 
 PROFILE = load_hardware(str(RESULTS / "accuracy-profile.yaml"))
@@ -59,9 +60,12 @@ class Calibrated:
     def profile(self) -> HardwareProfile:
         return PROFILE
 
+    def speed(self) -> Speed:
+        return Speed(1.0, 1.0)
+
 
 def test_a_measurement_that_is_broken_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paper_scale, "Profiler", Calibrated)
+    monkeypatch.setattr(paper_scale, "narrow_profiler", Calibrated)
     monkeypatch.setattr(paper_scale, "PARTIAL", tmp_path / "partial")
     monkeypatch.setattr(paper_scale, "SHAPES", SHAPES[:1])
     monkeypatch.setattr(paper_scale, "PROMPTS", PROMPTS[:1])
@@ -75,8 +79,8 @@ def test_a_measurement_that_is_broken_off_goes_on(tmp_path: Path, monkeypatch: p
             raise KeyboardInterrupt
         ran.append(point.policy)
         seconds = {"prefill_s": 2.0, "decode_step_s": 1.0, "total_s": 10.0}
-        stretches = {"prefill": [1.0, 1.0], "decode": [1.0 + len(point.runs)] * 8}
-        point.runs.append({"predicted": seconds, "measured": seconds, "stretches_s": stretches})
+        slower = {key: value * (1 + len(point.runs)) for key, value in seconds.items()}
+        point.runs.append({"predicted": seconds, "measured": slower})
 
     monkeypatch.setattr(ScalePoint, "run", run)
     with pytest.raises(KeyboardInterrupt):
@@ -90,20 +94,23 @@ def test_a_measurement_that_is_broken_off_goes_on(tmp_path: Path, monkeypatch: p
     ]  # fmt: skip
     assert all(len(point["runs"]) == 2 for point in record["points"])
     first = record["points"][0]
-    assert first["measured"] == {"prefill_s": 2.0, "decode_step_s": 1.0, "total_s": 10.0}  # undisturbed: the faster run
+    assert first["measured"] == {"prefill_s": 4.0, "decode_step_s": 2.0, "total_s": 20.0}  # the lower one in the middle
     assert not (tmp_path / "partial").exists()
     assert "0 percentage points" not in paper_scale_report.scale_report(record)
 
 
 def test_gains_by_hand() -> None:
-    def point(policy: str, predicted: float, measured: float) -> dict[str, Any]:
-        return {
-            "target": "a", "target_prompt_len": 1, "policy": policy, "predicted": {"total_s": predicted},
-            "measured": {"total_s": measured},
-        }  # fmt: skip
+    def point(policy: str, *runs: tuple[float, float]) -> dict[str, Any]:
+        pairs = [
+            {"predicted": {"total_s": predicted}, "measured": {"total_s": measured}} for predicted, measured in runs
+        ]
+        return {"target": "a", "target_prompt_len": 1, "policy": policy, "runs": pairs}
 
-    points = [point("hybrid", 1.0, 2.0), point("kv-only", 1.5, 3.08), point("act-only", 2.0, 3.8)]
-    points.append(point("hybridserve", 1.0, 2.0))
+    # In the third round everything takes twice as long: gains are those of its pairs, not of single runs.
+    points = [point("hybrid", (1.0, 2.0), (1.0, 1.0), (1.0, 4.0))]
+    points.append(point("kv-only", (1.5, 3.08), (1.5, 1.0), (1.5, 7.0)))
+    points.append(point("act-only", (2.0, 3.8), (2.0, 1.9), (2.0, 7.6)))
+    points.append(point("hybridserve", (1.0, 2.0), (1.0, 1.0), (1.0, 4.0)))
     found = {gain.over: gain for gain in paper_scale_report.gains(points)}
     assert (found["kv-only"].predicted, found["kv-only"].measured) == (1.5, 1.54)
     assert found["kv-only"].holds and not found["act-only"].holds
