@@ -68,6 +68,23 @@ class Columns:
             nbytes=int(self.nbytes[i]), offset=int(self.offset[i]),
         )  # fmt: skip
 
+    @classmethod
+    def joined(cls, parts: Sequence[Columns]) -> Columns:
+        """Schedules one after the other, none of which waits for another."""
+        names = ("kind", "stream", "step", "layer", "part", "nbytes", "offset", "wait_counts")
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        begins = np.cumsum([0, *(len(part) for part in parts[:-1])])
+        return cls(waits=np.concatenate([p.waits + b for p, b in zip(parts, begins.tolist(), strict=True)]), **columns)
+
+    def part_of(self, first: int, last: int) -> Columns:
+        """Operations `first` to before `last`, counted from 0, which wait for no earlier ones."""
+        cut = slice(first, last)
+        waited = slice(int(self.wait_counts[:first].sum()), int(self.wait_counts[:last].sum()))
+        return Columns(
+            self.kind[cut], self.stream[cut], self.step[cut], self.layer[cut], self.part[cut], self.nbytes[cut],
+            self.offset[cut], self.waits[waited] - first, self.wait_counts[cut],
+        )  # fmt: skip
+
     def is_kind(self, *kinds: str) -> npt.NDArray[np.bool_]:
         """Which operations are of one of `kinds`."""
         return np.isin(self.kind, [KIND_CODE[kind] for kind in kinds])

@@ -42,6 +42,10 @@ class Spans(Sequence[Span]):
         ops = (Operation(i, s.kind, s.stream, s.step, s.layer, s.part, nbytes=s.nbytes) for i, s in enumerate(spans))
         return cls(columns_of(ops), np.array([s.start_s for s in spans]), np.array([s.end_s for s in spans]))
 
+    def part(self, first: int, last: int) -> Spans:
+        """Spans `first` to before `last`, with ids from 0."""
+        return Spans(self.columns.part_of(first, last), self.start_s[first:last], self.end_s[first:last])
+
     @cached_property
     def seconds(self) -> Floats:
         """How long each took."""

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -148,15 +147,11 @@ def step_begins_s(timeline: Timeline) -> Floats:
         return np.array([0.0, *ends[:-1], last_s])
     found: list[float] = []
     steps = iter(ends)
-    for begin_s, spans in zip(timeline.wave_begins_s, _waves(timeline), strict=True):
+    for begin_s, spans in zip(timeline.wave_begins_s, timeline.wave_spans, strict=True):
         found.append(begin_s)
-        found += [next(steps) for _ in range(max(span.step for span in spans))]
+        found += [next(steps) for _ in range(int(spans.columns.step.max()))]
         next(steps)
     return np.array([*found, last_s])
-
-
-def _waves(timeline: WavesTimeline) -> list[Sequence[Any]]:
-    return [timeline.spans[a:b] for a, b in pairwise((*timeline.first_spans, len(timeline.spans)))]
 
 
 def aligned(begins: Sequence[Floats]) -> Floats:

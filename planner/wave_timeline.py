@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
+import numpy as np
+
+from planner.columns import Columns
 from planner.costs import CostModel
 from planner.decisions import Decisions
 from planner.sampled_timeline import joined_many, simulate_sampled
 from planner.simulator import simulate
-from planner.timeline import Span, Timeline
+from planner.timeline import Spans, Timeline
 
-MANY = 4
-"""Different waves up to which every operation is simulated: each takes a second or more where requests are many."""
+MOST_OPERATIONS = 300_000
+"""Operations up to which every one is simulated where there are several different waves: about two seconds' worth."""
+PER_MINI_BATCH = 6
+"""Operations of one mini-batch in a layer, about."""
 SAMPLED_OF_MANY = 12
 """Decode steps that are walked of each of more."""
 
@@ -31,17 +36,18 @@ class WavesTimeline(Timeline):
     """Where in `spans` each wave begins."""
 
     @cached_property
-    def _waves(self) -> list[Sequence[Span]]:
-        return [self.spans[a:b] for a, b in pairwise((*self.first_spans, len(self.spans)))]
+    def wave_spans(self) -> list[Spans]:
+        """Of each wave, on the clock of all."""
+        return [self.rows.part(a, b) for a, b in pairwise((*self.first_spans, len(self.rows)))]
 
     @cached_property
     def wave_begins_s(self) -> list[float]:
         """When each wave begins."""
-        return [0.0] + [max(span.end_s for span in spans) for spans in self._waves[:-1]]
+        return [0.0] + [float(spans.end_s.max()) for spans in self.wave_spans[:-1]]
 
     @cached_property
     def _wave_ends_s(self) -> list[list[float]]:
-        return [Timeline(spans, 0).step_ends_s for spans in self._waves]
+        return [Timeline(spans, 0).step_ends_s for spans in self.wave_spans]
 
     @cached_property
     def step_ends_s(self) -> list[float]:
@@ -64,27 +70,27 @@ def joined(waves: Sequence[Timeline]) -> Timeline:
     """`waves`, each on a clock of its own, one after the other; a single one is returned as it is."""
     if len(waves) == 1:
         return waves[0]
-    spans: list[Span] = []
-    first: list[int] = []
-    begin_s = 0.0
-    for wave in waves:
-        first.append(len(spans))
-        at = len(spans)
-        spans += [
-            span._replace(id=span.id + at, start_s=span.start_s + begin_s, end_s=span.end_s + begin_s)
-            for span in wave.spans
-        ]
-        begin_s += max(span.end_s for span in wave.spans)
+    rows = [wave.rows for wave in waves]
+    lengths_s = [float(one.end_s.max()) for one in rows]
+    begins_s = [0.0, *accumulate(lengths_s[:-1])]
+    spans = Spans(
+        Columns.joined([one.columns for one in rows]),
+        np.concatenate([one.start_s + begin_s for one, begin_s in zip(rows, begins_s, strict=True)]),
+        np.concatenate([one.end_s + begin_s for one, begin_s in zip(rows, begins_s, strict=True)]),
+    )
+    first = [0, *accumulate(len(one) for one in rows[:-1])]
     return WavesTimeline(spans, sum(wave.generated_tokens for wave in waves), tuple(first))
 
 
 def simulate_waves(costs: CostModel, waves: Sequence[Decisions]) -> Timeline:
     """The predicted timeline of a whole job; waves that differ in nothing but request numbers are simulated once.
 
-    Of more different waves than `MANY`, only some decode steps are walked.
+    Of several different ones with more than `MOST_OPERATIONS` together, only some decode steps are walked.
     """
     shapes = {wave.shape: wave for wave in waves}
-    if len(shapes) > MANY:
+    layers = PER_MINI_BATCH * costs.model.layers
+    operations = sum(layers * wave.decode_steps * len(wave.mini_batches) for wave in shapes.values())
+    if len(shapes) > 1 and operations > MOST_OPERATIONS:
         many = {shape: simulate_sampled(costs, wave, SAMPLED_OF_MANY) for shape, wave in shapes.items()}
         return joined_many([many[wave.shape] for wave in waves])
     known = {shape: simulate(costs, wave) for shape, wave in shapes.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers import decisions_of, ideal_hardware, small_model, uniform_batches
 
+from planner import wave_timeline
 from planner.costs import CostModel
 from planner.decisions import Decisions
 from planner.estimate import estimated_s
@@ -13,7 +14,7 @@ from planner.operation import STREAMS
 from planner.placement import MiniBatch
 from planner.sampled_timeline import joined_many, sampled_steps, simulate_sampled
 from planner.simulator import simulate
-from planner.wave_timeline import MANY, joined, simulate_waves
+from planner.wave_timeline import joined, simulate_waves
 
 COSTS = CostModel(ideal_hardware(gemm_flops=2e12, h2d_bytes_per_s=3e9), small_model(layers=5))
 
@@ -71,10 +72,25 @@ def test_waves_one_after_the_other_come_to_the_same_in_both_ways() -> None:
         assert many.use("decode")[stream].busy_s == pytest.approx(together.use("decode")[stream].busy_s)
 
 
-def test_few_waves_are_simulated_whole_and_many_are_sampled() -> None:
-    few = [ending_one_by_one(60 + i) for i in range(MANY)]
-    assert simulate_waves(COSTS, few).total_s == joined([simulate(COSTS, wave) for wave in few]).total_s
-    more = [*few, ending_one_by_one(80)]
-    whole = joined([simulate(COSTS, wave) for wave in more])
-    assert simulate_waves(COSTS, more).total_s == pytest.approx(whole.total_s, rel=0.02)
-    assert simulate_waves(COSTS, more).total_s != whole.total_s
+def test_waves_are_simulated_whole_unless_they_have_very_many_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    waves = [ending_one_by_one(60 + i) for i in range(5)]
+    whole = joined([simulate(COSTS, wave) for wave in waves])
+    assert simulate_waves(COSTS, waves).total_s == whole.total_s
+    monkeypatch.setattr(wave_timeline, "MOST_OPERATIONS", 1000)
+    assert simulate_waves(COSTS, waves[:1]).total_s == simulate(COSTS, waves[0]).total_s
+    assert simulate_waves(COSTS, waves).total_s == pytest.approx(whole.total_s, rel=0.02)
+    assert simulate_waves(COSTS, waves).total_s != whole.total_s
+
+
+def test_joined_waves_are_the_spans_of_each_one_after_the_other() -> None:
+    waves = [simulate(COSTS, ending_one_by_one(longest)) for longest in (40, 45)]
+    spans, first = joined(waves).rows, len(waves[0].rows)
+    later_s = float(waves[0].rows.end_s.max())
+    assert spans[:first] == list(waves[0].rows)
+    assert [span.id for span in spans] == list(range(len(spans)))
+    for mine, its in zip(spans[first:], waves[1].rows, strict=True):
+        assert mine[1:6] == its[1:6] and mine.start_s == its.start_s + later_s and mine.end_s == its.end_s + later_s
+    parts = [spans.part(0, first), spans.part(first, len(spans))]
+    for part, wave in zip(parts, waves, strict=True):
+        assert (part.columns.waits == wave.rows.columns.waits).all()
+        assert (part.columns.needs == wave.rows.columns.needs).all()
