@@ -182,7 +182,10 @@ def _rates(
 class AverageBin:
     """The relaxation: one bin of average mini-batches, at the cheapest compute that any composition allows."""
 
-    def __init__(self, costs: CostModel, classes: Classes, epochs: Sequence[Epoch]) -> None:
+    def __init__(
+        self, costs: CostModel, classes: Classes, epochs: Sequence[Epoch], like: AverageBin | None = None
+    ) -> None:
+        """`like`: one of the same requests in other epochs."""
         self.costs = costs
         # As if all had one lifetime: a bound hardly rises with more of them, and is found in a third of the time.
         self.whole = demand_of(classes, epochs)
@@ -192,8 +195,10 @@ class AverageBin:
         self._requests = int(classes.count.sum())
         alive = [classes.during(epoch).steps / epoch.steps for epoch in epochs]
         self._living = [float((classes.count * final) @ share) for share in alive]
-        self.envelope = _lower_envelope(costs, self._requests)
-        self._rebuild_s = _cheapest_rebuild(costs, int(self.whole.final_blocks) + 1)
+        self.envelope: tuple[Floats, Floats]
+        self._rebuild_s: float
+        self.envelope = like.envelope if like else _lower_envelope(costs, self._requests)
+        self._rebuild_s = like._rebuild_s if like else _cheapest_rebuild(costs, int(self.whole.final_blocks) + 1)
         self._attention = Attention(costs, classes, epochs)
         self._attention_s = lru_cache(maxsize=None)(self._attention.seconds)
 

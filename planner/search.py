@@ -80,13 +80,13 @@ class Search:
 
     def __init__(
         self, costs: CostModel, workload: Workload, forms: tuple[CacheForm, ...], options: Options,
-        like: Search | None = None,
+        like: Search | None = None, epochs: list[Epoch] | None = None,
     ) -> None:  # fmt: skip
-        """`like`: a search for the same job, of which everything is taken that is the same."""
+        """`like`: a search for the same job, of which everything is taken that is the same, but for `epochs`."""
         self.costs, self.workload, self.forms, self.options = costs, workload, forms, options
         self.requests = workload.requests
         lengths = [(r.prompt_len, r.gen_len) for r in self.requests]
-        self.epochs: list[Epoch] = like.epochs if like else make_epochs(lengths)
+        self.epochs: list[Epoch] = epochs or (like.epochs if like else make_epochs(lengths))
         self.classes: Classes = like.classes if like else Classes.of(lengths)
         self._like = like
         width = max((f.width(costs.model) for f in forms if not f.on_gpu), default=0)
@@ -107,11 +107,18 @@ class Search:
     @cached_property
     def average(self) -> AverageBin:
         """What bounds every composition."""
-        return self._like.average if self._like else AverageBin(self.costs, self.classes, self.epochs)
+        if self._like and self._like.epochs is self.epochs:
+            return self._like.average
+        return AverageBin(self.costs, self.classes, self.epochs, self._like.average if self._like else None)
 
     def varied(self, **options: object) -> Search:
         """The search for the same job with other options."""
         return Search(self.costs, self.workload, self.forms, replace(self.options, **options), like=self)  # type: ignore[arg-type]
+
+    def coarser(self, epochs: int) -> Search:
+        """The search for the same job in about so many epochs at most: bounds are weaker, and found sooner."""
+        lengths = [(r.prompt_len, r.gen_len) for r in self.requests]
+        return Search(self.costs, self.workload, self.forms, self.options, self, make_epochs(lengths, epochs))
 
     # ---- the search ------------------------------------------------------------------------------
 
@@ -158,10 +165,11 @@ class Search:
         intervals, whose bounds differ little where the link binds, would be cut ever smaller before any is planned."""
         best_s, (count, most) = inf, self._counts
         while count <= most and best_s > floor_s * (1 + TOLERANCE):
-            objective_s = self._objective_s(count) if self._likely(count, best_s) and self._decided(count) else inf
-            if best_s < inf and objective_s >= best_s:
+            objective_s = self._objective_s(count) if self._likely(count, best_s) else inf
+            better = objective_s < best_s and self._decided(count) is not None
+            if best_s < inf and not better:
                 break
-            best_s, count = objective_s, 2 * count
+            best_s, count = objective_s if better else inf, 2 * count
         return best_s
 
     @property

@@ -24,6 +24,8 @@ SLACK = 1e-5
 """Taken off every bound: solvers keep constraints to 1e-7 of their scale."""
 MAX_LINES = 24
 """Supporting lines of the compute envelope; fewer weaken the bound a little and never invalidate it."""
+COARSE_EPOCHS = 6
+"""Of a bound that only says which cuts to try."""
 LATEST = 10.0
 """Seconds for one linear program; it takes a fraction of one."""
 
@@ -98,13 +100,16 @@ class WaveBound:
     blocks, layers and mini-batches, and for waves of different kinds, which it mixes freely.
     """
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: Search, coarse: bool = False) -> None:
+        """`coarse`: in fewer epochs and kinds of waves: a few thousandths weaker, and found several times sooner."""
+        search = search.coarser(COARSE_EPOCHS) if coarse else search
         self.search, self.costs, self.forms, self.options = search, search.costs, search.forms, search.options
         self.problem = search.relaxed(1, len(search.requests))
         self.epochs: Sequence[Epoch] = search.epochs
         first_end = int(search.classes.gen.min()) - 1
         self.full = [epoch.last <= first_end for epoch in self.epochs]
-        ranges = _ranges(min(self.together, int(self.most_blocks) + 1), search.options.mini_batches)
+        most = min(self.together, int(self.most_blocks) + 1)
+        ranges = _ranges(most, search.options.mini_batches, 4 if coarse else 2)
         self.kinds = [_Kind(low, high, streams) for streams in (True, False) for low, high in ranges]
         self.bins = [search.relaxed(kind.fewest, kind.most).bins[0] for kind in self.kinds]
 
@@ -211,13 +216,14 @@ class WaveBound:
         return model.layers * layer
 
 
-def _ranges(most: int, fixed: int | None) -> list[tuple[int, int]]:
-    """Ranges of the number of mini-batches in a wave, each up to twice the one before."""
+def _ranges(most: int, fixed: int | None, growth: int) -> list[tuple[int, int]]:
+    """Ranges of the number of mini-batches in a wave: 1, 2, and each up to `growth` times the one before."""
     if fixed is not None:
         return [(1, fixed - 1), (fixed, fixed)] if fixed > 1 else [(1, 1)]
     ranges = [(1, 1)]
     while ranges[-1][1] < most:
-        ranges.append((ranges[-1][1] + 1, min(2 * ranges[-1][1], most)))
+        last = ranges[-1][1]
+        ranges.append((last + 1, min((growth if last > 1 else 2) * last, most)))
     return ranges
 
 

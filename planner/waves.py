@@ -13,12 +13,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import inf
 
 from planner.best import best_of
 from planner.costs import CostModel
 from planner.decisions import Decisions
 from planner.errors import InfeasibleError
+from planner.estimate import estimated_s
 from planner.feasibility import explain_infeasible, explain_rounding, shortage
 from planner.forms import blocks_for
 from planner.policies import Policy
@@ -41,6 +43,8 @@ MANY_WAVES = 4
 """Beyond so many different waves only one is planned by a search; the others take over its number of mini-batches."""
 FEW_KINDS = 2
 """Different waves up to which each is worth a second look."""
+ANOTHER_LOOK = 0.02
+"""A cut is worth it that takes no longer than the best so far by more than this, relative, at the first."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,22 @@ class _Wave:
 class _Planned:
     """A whole job, cut in one way."""
 
+    costs: CostModel
     waves: tuple[Decisions, ...]
-    timeline: Timeline
     parts: tuple[_Wave, ...]
+    simulated: Timeline | None = None
+    """Where that has been done already."""
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """As simulated."""
+        return self.simulated or simulate_waves(self.costs, self.waves)
+
+    @cached_property
+    def estimated_s(self) -> float:
+        """From some of its steps: enough to tell whether another look is worth it."""
+        known = {wave.shape: estimated_s(self.costs, wave) for wave in {w.shape: w for w in self.waves}.values()}
+        return sum(known[wave.shape] for wave in self.waves)
 
     def bounded(self, bound_s: float) -> FoundWaves:
         """With the bound found for it."""
@@ -138,7 +155,7 @@ class WaveSearch:
         if chosen is None:
             return None if single else self._more_waves()
         found, timeline = chosen
-        at_once = _Planned((found.decisions,), timeline, (_Wave(self.whole, found, self.whole.margins),))
+        at_once = _Planned(self.costs, (found.decisions,), (_Wave(self.whole, found, self.whole.margins),), timeline)
         if single or self.options.mini_batches:
             return at_once.bounded(found.bound_s)
         return self._fewer_at_once(at_once, found.bound_s)
@@ -150,7 +167,7 @@ class WaveSearch:
 
     def _more_waves(self) -> FoundWaves | None:
         """For a job that memory does not hold at once."""
-        cuts = _Cuts(WaveBound(self.whole), 1, len(self.requests))
+        cuts = _Cuts(WaveBound(self.whole, self._unlike), 1, len(self.requests))
         if not cuts.heap or self.hardest().run() is None:
             return None
         fewest = max(cuts.bound.fewest_waves, cuts.bound.fewest_by_blocks)
@@ -161,7 +178,7 @@ class WaveSearch:
             return None
         many = len({wave.shape for wave in best.waves}) > MANY_WAVES or len(self.requests) > MANY_REQUESTS
         best, proven_s = self._branch(cuts, best, 0 if many else MAX_CUTS, TOLERANCE)
-        return best.bounded(min(proven_s, best.timeline.total_s))
+        return best.bounded(min(self._proven(proven_s, 1), best.timeline.total_s))
 
     def _fewer_at_once(self, at_once: _Planned, bound_s: float) -> FoundWaves:
         """For a job that memory does hold: waves where they promise much, as when fewer requests leave the GPU room for
@@ -169,9 +186,21 @@ class WaveSearch:
         if len(self.requests) > MANY_REQUESTS:
             return at_once.bounded(bound_s)
         most = MAX_CUTS if len(self.workload.classes()) <= FEW_KINDS else CUTS_OF_UNLIKE
-        cuts = _Cuts(WaveBound(self.whole), 2, len(self.requests))
+        cuts = _Cuts(WaveBound(self.whole, self._unlike), 2, len(self.requests))
         best, proven_s = self._branch(cuts, at_once, most, WORTH_CUTTING)
-        return best.bounded(bound_s if best is at_once else min(bound_s, proven_s, best.timeline.total_s))
+        if best is at_once:
+            return at_once.bounded(bound_s)
+        return best.bounded(min(bound_s, self._proven(proven_s, 2), best.timeline.total_s))
+
+    @property
+    def _unlike(self) -> bool:
+        """Whether requests differ: the bound of their cuts takes long."""
+        return len(self.whole.classes.count) > 1
+
+    def _proven(self, coarse_s: float, fewest: int) -> float:
+        """The better of two bounds on every cut into `fewest` waves or more: the coarse one, and the fine one."""
+        fine = WaveBound(self.whole).of(fewest, len(self.requests)) if self._unlike else None
+        return max(coarse_s, fine.total_s) if fine else coarse_s
 
     def _branch(self, cuts: _Cuts, best: _Planned, most: int, worth: float) -> tuple[_Planned, float]:
         """(the best plan, what no cut beats) after planning up to `most` numbers of waves, each of which may take less
@@ -190,9 +219,16 @@ class WaveSearch:
             proven.append(total_s)
             if low not in cuts.tried:
                 most -= 1
-                other = self._plan(low)
-                best = other if other and other.timeline.total_s < best.timeline.total_s else best
+                best = self._faster(low, best)
         return best, min(proven)
+
+    def _faster(self, count: int, best: _Planned) -> _Planned:
+        """The plan in `count` waves where that takes less than the best so far. Most do not, as a first look tells."""
+        first = self._plan(count, thorough=False)
+        if first is None or first.estimated_s >= best.timeline.total_s * (1 + ANOTHER_LOOK):
+            return best
+        other = self._plan(count)
+        return other if other and other.timeline.total_s < best.timeline.total_s else best
 
     def _first(self, fewest: int, tried: set[int]) -> _Planned | None:
         """The first number of waves that has a plan, in growing strides from `fewest`."""
@@ -242,25 +278,39 @@ class WaveSearch:
 
     # ---- one number of waves ---------------------------------------------------------------------
 
-    def _plan(self, count: int) -> _Planned | None:
+    def _plan(self, count: int, thorough: bool = True) -> _Planned | None:
         """Weights are loaded once, so all waves keep the same layers: as many as the wave with least room for them."""
         members = cut(self.requests, count)
         kinds = len({self._lengths(wave) for wave in members})
+        thorough = thorough and kinds <= FEW_KINDS and len(self.requests) <= MANY_REQUESTS
         most = self.options.max_resident_layers
         while True:
             parts: list[_Wave] = []
             for wave in reversed(members):  # where memory is short, the last is the first not to fit
                 like = parts[0] if parts and kinds > MANY_WAVES else None
-                found = self._wave(wave, most, kinds <= FEW_KINDS and len(self.requests) <= MANY_REQUESTS, like)
+                found = self._wave(wave, most, thorough, like)
                 if found is None:
                     return None
                 parts.insert(0, found)
             layers = [len(part.found.decisions.resident_layers) for part in parts]
             if len(set(layers)) == 1:
-                pairs = zip(parts, members, strict=True)
-                planned = tuple(part.found.decisions.renumbered(numbers) for part, numbers in pairs)
-                return _Planned(planned, simulate_waves(self.costs, planned), tuple(parts))
+                break
             most = min(layers)
+            if not thorough and (levelled := self._levelled(parts, most)):
+                parts = levelled
+                break
+        pairs = zip(parts, members, strict=True)
+        planned = tuple(part.found.decisions.renumbered(numbers) for part, numbers in pairs)
+        return _Planned(self.costs, planned, tuple(parts))
+
+    def _levelled(self, parts: Sequence[_Wave], layers: int) -> list[_Wave] | None:
+        """The same waves with so many layers on the GPU; None where one of them then has no plan."""
+        found = [
+            part if len(part.found.decisions.resident_layers) == layers else self._like(part.search, part, layers)
+            for part in parts
+        ]
+        whole = [part for part in found if part]
+        return whole if len(whole) == len(parts) else None
 
     def _lengths(self, wave: Sequence[int]) -> tuple[tuple[int, int], ...]:
         return tuple((self.requests[r].prompt_len, self.requests[r].gen_len) for r in wave)
@@ -274,7 +324,7 @@ class WaveSearch:
             options = replace(self.options, max_resident_layers=most_resident, vary_slots=False)
             job = Workload(tuple(self.requests[r] for r in members))
             search = Search(self.costs, job, self.policy.forms, options)
-            self._known[key] = self._like(search, like) if like else None
+            self._known[key] = self._like(search, like, len(like.found.decisions.resident_layers)) if like else None
             if self._known[key] is None:
                 chosen = best_of(search) if thorough else None
                 found = chosen[0] if chosen else search.run()
@@ -282,10 +332,8 @@ class WaveSearch:
         return self._known[key]
 
     @staticmethod
-    def _like(search: Search, like: _Wave) -> _Wave | None:
-        """The plan with as many resident layers and mini-batches as `like`."""
-        decisions = like.found.decisions
-        layers = len(decisions.resident_layers)
+    def _like(search: Search, like: _Wave, layers: int) -> _Wave | None:
+        """The plan with `layers` on the GPU and as many mini-batches as `like`."""
         fixed = search.varied(min_resident_layers=layers, max_resident_layers=layers)
-        found = fixed.like_another(len(decisions.mini_batches), like.margins)
+        found = fixed.like_another(len(like.found.decisions.mini_batches), like.margins)
         return _Wave(search, found, fixed.margins) if found else None
