@@ -1,9 +1,9 @@
 """The paper's figure executed in scale: small models and a paced link with the ratios of OPT-6.7B, 30B and 66B.
 
-Predicted before every run from a profile calibrated on other shapes and the machine's speed at that moment, as
-`benchmarks.accuracy` does. Every round runs all policies of a point one after the other, so that a slow spell of the
-machine hits them alike: gains are compared within a round, and that of the round in the middle counts. What has been
-run is kept in out/paper-scale after every run: a measurement that was broken off goes on from there.
+Predicted before every run from a profile calibrated on other shapes, which goes on being measured in between. Every
+round runs all policies of a point one after the other, so that a slow spell of the machine hits them alike: gains are
+compared within a round, and that of the round in the middle counts. What has been run is kept in out/paper-scale after
+every run: a measurement that was broken off goes on from there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 
 from benchmarks.accuracy import (
     FIRST_ROUNDS,
-    RUNS_PER_TURN,
     calibration,
     middles,
     predicted_now,
@@ -40,7 +39,9 @@ from planner.policies import POLICIES
 from planner.scale import Ratios, scaled_link, scaled_model, scaled_workload
 from planner.search import Options
 from planner.workload import Workload
-from runtime.execution import execute
+from runtime.device import open_device
+from runtime.engine import Engine, random_prompts
+from runtime.weights import RandomWeights
 
 PARTIAL = Path("out") / "paper-scale"
 SHAPES = (("opt-6.7b", 192, 5), ("opt-30b", 256, 4), ("opt-66b", 384, 3))
@@ -48,6 +49,8 @@ SHAPES = (("opt-6.7b", 192, 5), ("opt-30b", 256, 4), ("opt-66b", 384, 3))
 PROMPTS = (256, 512, 1024, 1920)
 POLICIES_RUN = ("kv-only", "act-only", "hybridserve", "hybrid")
 REQUESTS, GEN_LEN, VOCAB = 8, 9, 1024
+RUNS_PER_TURN = 8
+"""Runs between two turns of the profiler."""
 ROUNDS = 7
 SLOTS_SHARE = 1.2
 """Arena beside weights, as a share of the whole batch's K and V in one layer: room for slots and a few residents."""
@@ -65,6 +68,8 @@ class ScalePoint:
     plan: Plan
     runs: list[dict[str, Any]] = field(default_factory=list)
     """Predicted and measured seconds."""
+    engine: Engine | None = None
+    """Made for the first run, and kept: loading weights takes as long as a run."""
 
     @property
     def key(self) -> str:
@@ -73,7 +78,10 @@ class ScalePoint:
     def run(self, profile: HardwareProfile) -> None:
         """Predict, then execute."""
         predicted = predicted_now(self.plan, profile)
-        measured = execute(self.plan, seed=len(self.runs)).measured
+        if self.engine is None:
+            device = open_device(self.plan.hardware)
+            self.engine = Engine(self.plan, device, RandomWeights(0, device.torch_device))
+        measured = self.engine.run(random_prompts(self.plan, len(self.runs))).timeline
         self.runs.append({"predicted": times(predicted), "measured": times(measured)})
 
     def record(self) -> dict[str, Any]:
@@ -120,7 +128,7 @@ def measure(quick: bool, again: bool) -> dict[str, Any]:
                 if done % RUNS_PER_TURN == 0:
                     profiler.turn()
                     profile = profiler.profile()
-                point.run(profiler.speed().applied(profile))
+                point.run(profile)
                 done += 1
                 _keep(folder, points, before_s + time.perf_counter() - started)
                 _say(f"round {turn + 1} of {rounds}: {point.key}, {sum(len(p.runs) for p in points)} runs of "
