@@ -1,9 +1,10 @@
 """The paper's figure executed in scale: small models and a paced link with the ratios of OPT-6.7B, 30B and 66B.
 
-Predicted before every run from a profile calibrated on other shapes, which goes on being measured in between. Every
-round runs all policies of a point one after the other, so that a slow spell of the machine hits them alike: gains are
-compared within a round, and that of the round in the middle counts. What has been run is kept in out/paper-scale after
-every run: a measurement that was broken off goes on from there.
+Predicted before every run from a profile calibrated on other shapes, which goes on being measured in between, at the
+speed that a few kernels had before the runs of the last round (`runtime.gauge`): a profile says how fast kernels are
+undisturbed. Every round runs all policies of a point one after the other, so that a slow spell of the machine hits them
+alike: gains are compared within a round, and that of the round in the middle counts. What has been run is kept in
+out/paper-scale after every run: a measurement that was broken off goes on from there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +40,7 @@ from planner.planning import make_plan
 from planner.policies import POLICIES
 from planner.scale import Ratios, scaled_link, scaled_model, scaled_workload
 from planner.search import Options
+from planner.speed import Speed
 from planner.workload import Workload
 from runtime.device import open_device
 from runtime.engine import Engine, random_prompts
@@ -120,7 +123,7 @@ def measure(quick: bool, again: bool) -> dict[str, Any]:
         points = list(_points(profile, folder, SHAPES[:1] if quick else SHAPES, PROMPTS[:1] if quick else PROMPTS))
         refuse_shared(profile, [point.plan for point in points])
         before_s = _spent(folder)
-        done = 0
+        done, speeds = 0, deque[Speed](maxlen=len(points))
         for turn in range(rounds):
             for point in _in_turn(points, turn):
                 if len(point.runs) > turn:
@@ -128,7 +131,8 @@ def measure(quick: bool, again: bool) -> dict[str, Any]:
                 if done % RUNS_PER_TURN == 0:
                     profiler.turn()
                     profile = profiler.profile()
-                point.run(profile)
+                speeds.append(profiler.speed())
+                point.run(Speed.typical(speeds).applied(profile))
                 done += 1
                 _keep(folder, points, before_s + time.perf_counter() - started)
                 _say(f"round {turn + 1} of {rounds}: {point.key}, {sum(len(p.runs) for p in points)} runs of "

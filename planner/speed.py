@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,12 @@ class Speed:
         """Median of each kind."""
         kinds = {kind: [r.slowdown for r in readings if r.kind == kind] for kind in ("gemm", "memory")}
         return cls(statistics.median(kinds["gemm"]), statistics.median(kinds["memory"]))
+
+    @classmethod
+    def typical(cls, speeds: Iterable[Speed]) -> Speed:
+        """Median of several."""
+        found = list(speeds)
+        return cls(statistics.median(s.gemm for s in found), statistics.median(s.memory for s in found))
 
     @property
     def off(self) -> float:

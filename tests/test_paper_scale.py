@@ -20,6 +20,7 @@ from planner.costs import CostModel
 from planner.hardware import HardwareProfile, load_hardware
 from planner.model import load_model
 from planner.scale import Ratios, scaled_model
+from planner.speed import Speed
 from runtime.calibration import JOBS
 
 PROFILE = load_hardware(str(RESULTS / "accuracy-profile.yaml"))
@@ -58,6 +59,9 @@ class Calibrated:
 
     def profile(self) -> HardwareProfile:
         return PROFILE
+
+    def speed(self) -> Speed:
+        return Speed(1.0, 1.0)
 
 
 def test_a_measurement_that_is_broken_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

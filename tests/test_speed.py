@@ -51,3 +51,7 @@ def test_the_result_holds_every_reading() -> None:
     found = check(1.2, 1.0).result()
     assert found["describes"] is False and found["gemm_slowdown"] == pytest.approx(1.2)
     assert [one["slowdown"] for one in found["readings"]] == pytest.approx([1.2, 1.0])
+
+
+def test_the_typical_speed_is_the_median_of_each_kind() -> None:
+    assert Speed.typical([Speed(1.0, 3.0), Speed(1.2, 1.0), Speed(5.0, 2.0)]) == Speed(1.2, 2.0)
