@@ -16,8 +16,8 @@ from planner.sampled_timeline import joined_many, simulate_sampled
 from planner.simulator import simulate
 from planner.timeline import Spans, Timeline
 
-MOST_OPERATIONS = 300_000
-"""Operations up to which every one is simulated where there are several different waves: about two seconds' worth."""
+FEW, MOST_OPERATIONS = 4, 300_000
+"""Different waves, and operations of more of them, up to which all are simulated: about two seconds' worth."""
 PER_MINI_BATCH = 6
 """Operations of one mini-batch in a layer, about."""
 SAMPLED_OF_MANY = 12
@@ -85,12 +85,12 @@ def joined(waves: Sequence[Timeline]) -> Timeline:
 def simulate_waves(costs: CostModel, waves: Sequence[Decisions]) -> Timeline:
     """The predicted timeline of a whole job; waves that differ in nothing but request numbers are simulated once.
 
-    Of several different ones with more than `MOST_OPERATIONS` together, only some decode steps are walked.
+    Of more than a `FEW` different ones with more than `MOST_OPERATIONS` together, only some decode steps are walked.
     """
     shapes = {wave.shape: wave for wave in waves}
     layers = PER_MINI_BATCH * costs.model.layers
     operations = sum(layers * wave.decode_steps * len(wave.mini_batches) for wave in shapes.values())
-    if len(shapes) > 1 and operations > MOST_OPERATIONS:
+    if len(shapes) > FEW and operations > MOST_OPERATIONS:
         many = {shape: simulate_sampled(costs, wave, SAMPLED_OF_MANY) for shape, wave in shapes.items()}
         return joined_many([many[wave.shape] for wave in waves])
     known = {shape: simulate(costs, wave) for shape, wave in shapes.items()}
