@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.accuracy_report import RERUNS, middle, read_reruns, rerun, summary
+from benchmarks.accuracy_report import RERUNS, middles, read_reruns, rerun, summary
 from benchmarks.grid import PROFILE_HIDDEN, Point, executed_shapes, points
 from benchmarks.profiling import costs_by, narrow_profiler
 from benchmarks.records import RESULTS, write
@@ -65,7 +65,6 @@ class Runs:
         timelines = list(zip(self.predicted, self.measured, strict=True))
         runs = [(times(p), times(m)) for p, m in timelines]
         kinds = middles([(Repeats([p]).kind_s(), Repeats([m]).kind_s()) for p, m in timelines])
-        pairs = middles(runs)
         return {
             "split": "validate",
             **self.point.describe(),
@@ -74,10 +73,12 @@ class Runs:
             "binding": self.plan.prediction.binding,
             "runs": [{"predicted": p, "measured": m} for p, m in runs],
             "disturbance": Repeats(self.measured).disturbance,
-            "predicted": {key: pair[0] for key, pair in pairs.items()},
-            "measured": {key: pair[1] for key, pair in pairs.items()},
+            **middles(runs),
             "predicted_at_first": times(first),
-            "kinds": {key: {"predicted_s": p, "measured_s": m} for key, (p, m) in kinds.items() if p},
+            "kinds": {
+                key: {"predicted_s": predicted, "measured_s": kinds["measured"][key]}
+                for key, predicted in kinds["predicted"].items() if predicted
+            },
             "peak_bytes": {
                 place: {"predicted": self.plan.memory[place].planned_bytes, "measured": self.peak_bytes[place]}
                 for place in ("gpu", "host")
@@ -88,11 +89,6 @@ class Runs:
 def predicted_now(plan: Plan, profile: HardwareProfile) -> Timeline:
     """The timeline of `plan` on a machine as fast as `profile` has it by now."""
     return simulate(costs_by(plan, profile), plan.decisions)
-
-
-def middles(runs: Sequence[tuple[dict[str, float], dict[str, float]]]) -> dict[str, tuple[float, float]]:
-    """By quantity: its pair (predicted, measured) in the run in the middle."""
-    return {key: middle([(predicted[key], measured[key]) for predicted, measured in runs]) for key in runs[0][0]}
 
 
 def times(one: Timeline) -> dict[str, float]:

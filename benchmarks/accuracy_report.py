@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.records import RESULTS
 
 RERUNS = "accuracy-reruns.json"
+Values = dict[str, float]
 QUANTITIES = {"decode_step_s": "decode step", "prefill_s": "prefill", "total_s": "whole job (1 / throughput)"}
 
 
@@ -46,6 +47,21 @@ class Errors:
 def middle(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """The pair (predicted, measured) whose ratio is the median; of an even number, the lower one in the middle."""
     return sorted(pairs, key=lambda pair: pair[0] / pair[1] if pair[1] else 0.0)[(len(pairs) - 1) // 2]
+
+
+def middles(runs: Sequence[tuple[Values, Values]]) -> dict[str, Values]:
+    """`predicted` and `measured`, each quantity in its run in the middle."""
+    pairs = {key: middle([(predicted[key], measured[key]) for predicted, measured in runs]) for key in runs[0][0]}
+    return {side: {key: pair[i] for key, pair in pairs.items()} for i, side in enumerate(("predicted", "measured"))}
+
+
+def middle_gain(ours: Sequence[tuple[float, float]], *others: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Time of the best of the others over ours, predicted and measured, in the round in the middle.
+
+    Each gives (predicted, measured) by round: what ran in one round ran when the machine was equally fast.
+    """
+    rounds = zip(ours, *others, strict=True)
+    return middle([(min(p for p, _ in them) / us[0], min(m for _, m in them) / us[1]) for us, *them in rounds])
 
 
 def errors(points: list[dict[str, Any]], key: str, left: str = "predicted") -> Errors:

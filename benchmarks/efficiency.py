@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.accuracy import FIRST_ROUNDS, RUNS_PER_TURN, Runs
-from benchmarks.accuracy_report import middle
+from benchmarks.accuracy_report import middle_gain
 from benchmarks.bounds import Bound, start_delays, typical
 from benchmarks.grid import VOCAB, Point
 from benchmarks.profiling import costs_by, narrow_profiler
@@ -59,7 +59,6 @@ class Case:
     job: int
     ratio: float
     runs: Runs
-
     bounds: list[Bound] = field(default_factory=list)
     """Of every run, at the machine's speed then."""
 
@@ -80,14 +79,13 @@ class Case:
             {"bound_s": bound.seconds, "predicted_s": predicted.decode_s, "measured_s": measured.decode_s}
             for bound, predicted, measured in zip(self.bounds, self.runs.predicted, self.runs.measured, strict=True)
         ]
-        order = sorted(range(len(runs)), key=lambda i: runs[i]["measured_s"] / runs[i]["bound_s"])
-        chosen = order[(len(runs) - 1) // 2]
-        bound = self.bounds[chosen]
+        order = sorted(zip(runs, self.bounds, strict=True), key=lambda one: one[0]["measured_s"] / one[0]["bound_s"])
+        chosen, bound = order[(len(runs) - 1) // 2]
         return {
             "split": "validate", "job": self.job, "rebuild_over_kv": self.ratio, **self.runs.point.describe(),
             "act_share": plan.prediction.act_share, "mini_batches": len(plan.decisions.mini_batches),
-            "bound": asdict(bound), "kind": bound.kind(BALANCED), **runs[chosen],
-            "excess": runs[chosen]["measured_s"] / bound.seconds - 1, "runs": runs,
+            "bound": asdict(bound), "kind": bound.kind(BALANCED), **chosen,
+            "excess": chosen["measured_s"] / bound.seconds - 1, "runs": runs,
             "start_delay_s": {
                 stream: dict(zip(("median", "mean"), typical([s for name, s in delays if name == stream]), strict=True))
                 for stream in ("h2d", "compute", "d2h") if any(name == stream for name, _ in delays)
@@ -114,22 +112,16 @@ def cases(profile: HardwareProfile, jobs: int) -> Iterator[Case]:
 
 
 def gains(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of every job and pace: how much faster the hybrid decodes than the better of the other two, in the round in the
-    middle: policies of one round ran one after the other, when the machine was equally fast."""
+    """Of every job and pace: how much faster the hybrid decodes than the better of the other two."""
     found = []
     for job, ratio in sorted({(p["job"], p["rebuild_over_kv"]) for p in points}):
-        some = [p for p in points if (p["job"], p["rebuild_over_kv"]) == (job, ratio)]
-        hybrid = next(p["runs"] for p in some if p["policy"] == "hybrid")
-        others = [p["runs"] for p in some if p["policy"] != "hybrid"]
-        predicted, measured = middle([_gain(ours, them) for ours, *them in zip(hybrid, *others, strict=True)])
+        by_policy = {
+            p["policy"]: [(run["predicted_s"], run["measured_s"]) for run in p["runs"]]
+            for p in points if (p["job"], p["rebuild_over_kv"]) == (job, ratio)
+        }  # fmt: skip
+        predicted, measured = middle_gain(by_policy.pop("hybrid"), *by_policy.values())
         found.append({"job": job, "rebuild_over_kv": ratio, "predicted": predicted - 1, "measured": measured - 1})
     return found
-
-
-def _gain(ours: dict[str, float], others: Sequence[dict[str, float]]) -> tuple[float, float]:
-    """Time of the better of the others over ours, predicted and measured."""
-    predicted, measured = (min(o[key] for o in others) / ours[key] for key in ("predicted_s", "measured_s"))
-    return predicted, measured
 
 
 class _Idle(CpuDevice):

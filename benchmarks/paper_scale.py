@@ -20,14 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy import (
-    FIRST_ROUNDS,
-    calibration,
-    middles,
-    predicted_now,
-    refuse_shared,
-    times,
-)
+from benchmarks.accuracy import FIRST_ROUNDS, calibration, predicted_now, refuse_shared, times
+from benchmarks.accuracy_report import middles
 from benchmarks.paper_docs import SCALE
 from benchmarks.paper_points import BATCH, HARDWARE, costs_of
 from benchmarks.profiling import narrow_profiler
@@ -89,7 +83,6 @@ class ScalePoint:
 
     def record(self) -> dict[str, Any]:
         """The point as data: of each quantity its run in the middle, and all of them."""
-        pairs = middles([(run["predicted"], run["measured"]) for run in self.runs])
         request, model, prediction = self.plan.workload.requests[0], self.plan.model, self.plan.prediction
         return {
             "split": "validate", "target": self.target, "target_prompt_len": self.prompt_len, "policy": self.policy,
@@ -98,9 +91,7 @@ class ScalePoint:
             "link_bytes_per_s": self.plan.hardware.link.h2d_bytes_per_s.value,
             "act_share": prediction.act_share, "binding": prediction.binding,
             "mini_batches": len(self.plan.decisions.mini_batches),
-            "predicted": {key: pair[0] for key, pair in pairs.items()},
-            "measured": {key: pair[1] for key, pair in pairs.items()},
-            "runs": self.runs,
+            **middles([(run["predicted"], run["measured"]) for run in self.runs]), "runs": self.runs,
         }  # fmt: skip
 
 

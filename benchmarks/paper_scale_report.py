@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from benchmarks.accuracy_report import HEADER, QUANTITIES, errors, middle
+from benchmarks.accuracy_report import HEADER, QUANTITIES, errors, middle_gain
 
 OVER = ("kv-only", "act-only", "hybridserve")
 WITHIN = 0.05
@@ -43,21 +43,18 @@ class Gain:
 
 
 def gains(points: list[dict[str, Any]]) -> Iterator[Gain]:
-    """Of every shape and prompt length, over each other policy: the gain of the round in the middle, since policies of
-    one round ran one after the other, when the machine was equally fast."""
+    """Of every shape and prompt length, over each other policy."""
     by_policy = {(p["target"], p["target_prompt_len"], p["policy"]): p for p in points}
     for target, prompt in dict.fromkeys((p["target"], p["target_prompt_len"]) for p in points):
         ours = by_policy[target, prompt, "hybrid"]
         for policy in OVER:
             other = by_policy[target, prompt, policy]
-            rounds = zip(other["runs"], ours["runs"], strict=True)
-            yield Gain(target, prompt, policy, *middle([_gain(*runs) for runs in rounds]))
+            yield Gain(target, prompt, policy, *middle_gain(_totals(ours), _totals(other)))
 
 
-def _gain(other: dict[str, Any], ours: dict[str, Any]) -> tuple[float, float]:
-    """Predicted and measured, of two runs of one round."""
-    predicted, measured = (other[key]["total_s"] / ours[key]["total_s"] for key in ("predicted", "measured"))
-    return predicted, measured
+def _totals(point: dict[str, Any]) -> list[tuple[float, float]]:
+    """(predicted, measured) seconds of each round."""
+    return [(run["predicted"]["total_s"], run["measured"]["total_s"]) for run in point["runs"]]
 
 
 def within(points: list[dict[str, Any]], over: tuple[str, ...] = OVER[:2]) -> float:

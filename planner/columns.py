@@ -24,6 +24,8 @@ KIND_CODE = {kind: code for code, kind in enumerate(KINDS)}
 STREAM_CODE = {stream: code for code, stream in enumerate(STREAMS)}
 COMPUTE = STREAM_CODE["compute"]
 _LOAD_WEIGHTS = KIND_CODE["load_weights"]
+_OF_OPERATIONS = ("kind", "stream", "step", "layer", "part", "nbytes", "offset", "wait_counts")
+"""Columns with a value for each operation: all but `waits`."""
 _NOBODY = -1
 """In place of an operation where nothing needs to be waited for."""
 
@@ -71,19 +73,15 @@ class Columns:
     @classmethod
     def joined(cls, parts: Sequence[Columns]) -> Columns:
         """Schedules one after the other, none of which waits for another."""
-        names = ("kind", "stream", "step", "layer", "part", "nbytes", "offset", "wait_counts")
-        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _OF_OPERATIONS}
         begins = np.cumsum([0, *(len(part) for part in parts[:-1])])
         return cls(waits=np.concatenate([p.waits + b for p, b in zip(parts, begins.tolist(), strict=True)]), **columns)
 
     def part_of(self, first: int, last: int) -> Columns:
         """Operations `first` to before `last`, counted from 0, which wait for no earlier ones."""
-        cut = slice(first, last)
-        waited = slice(int(self.wait_counts[:first].sum()), int(self.wait_counts[:last].sum()))
-        return Columns(
-            self.kind[cut], self.stream[cut], self.step[cut], self.layer[cut], self.part[cut], self.nbytes[cut],
-            self.offset[cut], self.waits[waited] - first, self.wait_counts[cut],
-        )  # fmt: skip
+        begin, end = int(self.wait_counts[:first].sum()), int(self.wait_counts[:last].sum())
+        columns = {name: getattr(self, name)[first:last] for name in _OF_OPERATIONS}
+        return Columns(waits=self.waits[begin:end] - first, **columns)
 
     def is_kind(self, *kinds: str) -> npt.NDArray[np.bool_]:
         """Which operations are of one of `kinds`."""

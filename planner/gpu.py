@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from planner.curve import Count, Quantity, Rate, Seconds, Strict, Surface
 from planner.errors import InputError, Mistake, Mistaken
 from planner.model import ELEMENT_BYTES
+from planner.model_config import Dtype
 
-Dtype = Literal["float16", "bfloat16", "float32"]
 MAX_EFFICIENCY = 1.05
 """Achieved over datasheet beyond this is a cache effect or a unit mistake, never a fast machine."""
 

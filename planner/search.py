@@ -18,7 +18,7 @@ from planner.composition import compose, compose_by_end
 from planner.costs import CostModel
 from planner.deciding import Decider, Solved, overshoot
 from planner.decisions import Decisions
-from planner.epochs import Classes, Epoch, lifetime_of, make_epochs
+from planner.epochs import MAX_EPOCHS, Classes, Epoch, lifetime_of, make_epochs
 from planner.forms import CacheForm, blocks_for
 from planner.memory import workspace_elements
 from planner.prefill_sizing import PrefillSizing, Sized
@@ -80,13 +80,15 @@ class Search:
 
     def __init__(
         self, costs: CostModel, workload: Workload, forms: tuple[CacheForm, ...], options: Options,
-        like: Search | None = None, epochs: list[Epoch] | None = None,
+        like: Search | None = None, most_epochs: int | None = None,
     ) -> None:  # fmt: skip
-        """`like`: a search for the same job, of which everything is taken that is the same, but for `epochs`."""
+        """`like`: a search for the same job, of which everything is taken that is the same: its epochs, too, unless
+        `most_epochs` are given."""
         self.costs, self.workload, self.forms, self.options = costs, workload, forms, options
         self.requests = workload.requests
         lengths = [(r.prompt_len, r.gen_len) for r in self.requests]
-        self.epochs: list[Epoch] = epochs or (like.epochs if like else make_epochs(lengths))
+        self.epochs: list[Epoch]
+        self.epochs = like.epochs if like and most_epochs is None else make_epochs(lengths, most_epochs or MAX_EPOCHS)
         self.classes: Classes = like.classes if like else Classes.of(lengths)
         self._like = like
         width = max((f.width(costs.model) for f in forms if not f.on_gpu), default=0)
@@ -117,8 +119,7 @@ class Search:
 
     def coarser(self, epochs: int) -> Search:
         """The search for the same job in about so many epochs at most: bounds are weaker, and found sooner."""
-        lengths = [(r.prompt_len, r.gen_len) for r in self.requests]
-        return Search(self.costs, self.workload, self.forms, self.options, self, make_epochs(lengths, epochs))
+        return Search(self.costs, self.workload, self.forms, self.options, like=self, most_epochs=epochs)
 
     # ---- the search ------------------------------------------------------------------------------
 

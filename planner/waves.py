@@ -91,8 +91,13 @@ class _Planned:
     @cached_property
     def estimated_s(self) -> float:
         """From some of its steps: enough to tell whether another look is worth it."""
-        known = {wave.shape: estimated_s(self.costs, wave) for wave in {w.shape: w for w in self.waves}.values()}
+        known = {shape: estimated_s(self.costs, wave) for shape, wave in {w.shape: w for w in self.waves}.items()}
         return sum(known[wave.shape] for wave in self.waves)
+
+    @property
+    def kinds(self) -> int:
+        """Different waves."""
+        return len({wave.shape for wave in self.waves})
 
     def bounded(self, bound_s: float) -> FoundWaves:
         """With the bound found for it."""
@@ -176,7 +181,7 @@ class WaveSearch:
         best = self._first(first, cuts.tried)
         if best is None:
             return None
-        many = len({wave.shape for wave in best.waves}) > MANY_WAVES or len(self.requests) > MANY_REQUESTS
+        many = best.kinds > MANY_WAVES or len(self.requests) > MANY_REQUESTS
         best, proven_s = self._branch(cuts, best, 0 if many else MAX_CUTS, TOLERANCE)
         return best.bounded(min(self._proven(proven_s, 1), best.timeline.total_s))
 
@@ -227,7 +232,7 @@ class WaveSearch:
         first = self._plan(count, thorough=False)
         if first is None or first.estimated_s >= best.timeline.total_s * (1 + ANOTHER_LOOK):
             return best
-        other = self._plan(count)
+        other = self._plan(count) if first.kinds <= FEW_KINDS else first
         return other if other and other.timeline.total_s < best.timeline.total_s else best
 
     def _first(self, fewest: int, tried: set[int]) -> _Planned | None:

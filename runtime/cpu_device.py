@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import cast
 
 import torch
 
@@ -65,7 +66,7 @@ class Pace:
         return self.latency_s + nbytes / self.bytes_per_s
 
 
-_Item = tuple[Work, Sequence[Ticket], int, CpuTicket]
+_Item = tuple[Work, Sequence[CpuTicket], int, CpuTicket]
 _SET_TIMER_SLACK = 29
 """PR_SET_TIMERSLACK of Linux's prctl: nanoseconds by which a sleep of this thread may end late, 50,000 unless set."""
 
@@ -94,14 +95,13 @@ class _Worker:
                 work, waits, nbytes, ticket = item
                 try:
                     for wait in waits:
-                        assert isinstance(wait, CpuTicket)
                         wait.wait(LOOKS_S[self.name])
                     self._execute(work, waits, nbytes, ticket)
                 except BaseException as error:  # handed to whoever waits
                     ticket.error = error
                     ticket.end_s = time.perf_counter()
 
-    def _execute(self, work: Work, waits: Sequence[Ticket], nbytes: int, ticket: CpuTicket) -> None:
+    def _execute(self, work: Work, waits: Sequence[CpuTicket], nbytes: int, ticket: CpuTicket) -> None:
         if self.delay:
             time.sleep(self.delay(self.name))
         pace = self.pace if nbytes else None  # an empty transfer does not touch the link
@@ -109,8 +109,7 @@ class _Worker:
         if pace:
             # A copy engine begins what is queued the moment it may. This thread wakes later than that, and makes good
             # for it, since it copies faster than the link is paced.
-            ends = (wait.end_s for wait in waits if isinstance(wait, CpuTicket))
-            ticket.start_s = max(self.free_at, ticket.asked_s, *ends)
+            ticket.start_s = max(self.free_at, ticket.asked_s, *(wait.end_s for wait in waits))
         work()
         now = time.perf_counter()
         if pace is None:
@@ -152,7 +151,7 @@ class CpuDevice(Device):
 
     def launch(self, stream: str, work: Work, waits: Sequence[Ticket], nbytes: int = 0) -> Ticket:
         ticket = CpuTicket()
-        self._workers[stream].items.put((work, waits, nbytes, ticket))
+        self._workers[stream].items.put((work, cast(Sequence[CpuTicket], waits), nbytes, ticket))
         self._last[stream] = ticket
         return ticket
 
