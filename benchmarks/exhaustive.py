@@ -1,6 +1,6 @@
 """`python -m benchmarks.exhaustive`: plans of small random jobs beside every plan of whole requests, simulated.
 
-Enumerated are all ways to form up to three mini-batches, one cache form for each request, every number of layers on the
+Enumerated are all ways to form up to three mini-batches, one cache form for each request, every amount of weights on the
 GPU and the longest passes of prefill that fit. Plans may also cut a request into forms, so they may come out ahead.
 """
 
@@ -11,13 +11,13 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations_with_replacement, product
+from itertools import accumulate, combinations_with_replacement, pairwise, product
 from typing import Any
 
 from benchmarks.records import write
 from planner.composition import compositions
 from planner.costs import CostModel
-from planner.decisions import Decisions, chunk_prompts, spread_layers
+from planner.decisions import Decisions, chunk_prompts, spread_parts
 from planner.forms import FORMS, KV_HOST, blocks_for
 from planner.hardware import HardwareProfile, load_hardware
 from planner.memory import gpu_lines, host_lines, planned_bytes
@@ -106,9 +106,15 @@ def enumerated(job: Job) -> Iterator[Decisions]:
     kinds = [(r.prompt_len, r.gen_len) for r in job.work.requests]
     for members in compositions(kinds, MOST_BATCHES):
         for batches in product(*(list(_in_forms(one, kinds)) for one in members)):
-            for resident in range(job.model.layers + 1):
+            for resident in spreads(job.model):
                 if found := _fitting(job, batches, resident):
                     yield found
+
+
+def spreads(model: ModelSpec) -> list[tuple[int, ...]]:
+    """Every amount of resident weights, spread over the layers, the least first."""
+    steps = [b - a for a, b in pairwise(model.prefix_bytes) for _ in range(model.layers)]
+    return [spread_parts(model, nbytes / model.layer_bytes) for nbytes in accumulate(steps, initial=0)]
 
 
 def _in_forms(members: list[int], kinds: list[tuple[int, int]]) -> Iterator[MiniBatch]:
@@ -124,14 +130,15 @@ def _in_forms(members: list[int], kinds: list[tuple[int, int]]) -> Iterator[Mini
         ))  # fmt: skip
 
 
-def _fitting(job: Job, batches: tuple[MiniBatch, ...], resident: int) -> Decisions | None:
+def _fitting(job: Job, batches: tuple[MiniBatch, ...], resident: tuple[int, ...]) -> Decisions | None:
     """With all prompts in one pass, or with one prompt in each, where that fits."""
     prompts = {i: r.prompt_len for i, r in enumerate(job.work.requests)}
     longest = max(prompts.values())
     for chunk, passed in ((max(longest, 2048), job.work.total_prompt_tokens), (longest, longest)):
         passes = chunk_prompts(batches, prompts, chunk, passed)
-        slots = 2 if resident < job.model.layers else 0
-        found = Decisions(batches, passes, spread_layers(resident, job.model.layers), slots, 2, 2)
+        found = Decisions(
+            batches, passes, resident, 0 if resident == spread_parts(job.model, job.model.layers) else 2, 2, 2
+        )
         host = sum(line.nbytes for line in host_lines(job.model, found))
         gpu = planned_bytes(gpu_lines(job.model, found))
         if gpu <= job.hardware.gpu.budget_bytes and host <= job.hardware.host.budget_bytes:

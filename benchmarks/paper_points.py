@@ -12,6 +12,7 @@ from planner.decisions import act_share
 from planner.errors import InfeasibleError
 from planner.hardware import load_hardware
 from planner.heuristic import Heuristic
+from planner.memory import resident_layers
 from planner.model import load_model
 from planner.operation import STREAMS
 from planner.peers.catalogue import PEERS
@@ -112,7 +113,7 @@ def planned(costs: CostModel, work: Workload, policy: str, options: Options) -> 
     found = _of_prediction(prediction, work, memory["gpu"], memory["host"])
     return found | {
         "act_share": _short(act_share(waves)), "waves": len(waves), "mini_batches": len(waves[0].mini_batches),
-        "resident_layers": len(waves[0].resident_layers), "gap": None if gap is None else _short(gap),
+        "resident_layers": _short(resident_layers(costs.model, waves[0])), "gap": None if gap is None else _short(gap),
     }  # fmt: skip
 
 

@@ -195,14 +195,14 @@ class _Copies:
     def __init__(self, mini_batches: int) -> None:
         self.mini_batches = mini_batches
         self._patterns: list[_Pattern] = []
-        self._differs: list[tuple[int, int, int, int, int]] = []
+        self._differs: list[tuple[int, int, int, int]] = []
         self._marked: list[int] = []
 
     def add(self, schedule: Schedule, section: Section, pattern: _Pattern) -> None:
         """A copy of `pattern` for `section`, which the schedule goes past."""
         begins, last = schedule.issued, schedule.marks.last
         self._patterns.append(pattern)
-        self._differs.append((begins, section.step, section.layer, schedule.target_layer, len(self._marked)))
+        self._differs.append((begins, section.step, section.layer, len(self._marked)))
         forward = max(section.layer, 0) * self.mini_batches
         self._marked += [last.get(_moved(buffer, forward), _NOBODY) for buffer in pattern.asked]
         for buffer, op in pattern.marked:
@@ -217,8 +217,8 @@ class _Copies:
             for name in ("kind", "stream", "part", "nbytes", "offset", "waits")
         )
         differs = np.array(self._differs, np.int64)
-        _, step, layer, target_layer, _ = np.repeat(differs, [len(one) for one in parts], axis=0).T
-        begins, _, _, _, marked_from = np.repeat(differs, [len(one.waits) for one in parts], axis=0).T
+        _, step, layer, _ = np.repeat(differs, [len(one) for one in parts], axis=0).T
+        begins, _, _, marked_from = np.repeat(differs, [len(one.waits) for one in parts], axis=0).T
         marked = np.array([*self._marked, _NOBODY], np.int64)
         waits = np.where(waits >= 0, begins + waits, marked[np.where(waits >= 0, -1, marked_from - waits - 1)])
         for name, by_batch in schedule.decode_bytes.items():
@@ -227,9 +227,12 @@ class _Copies:
             for m, moved in enumerate(by_batch):
                 table[m, : len(moved)] = moved
             nbytes[chosen] = table[part[chosen], step[chosen] - 1]
+        layer = layer.copy()
+        if (loads := np.flatnonzero(kind == _LOAD_WEIGHTS)).size:  # in order, one layer after the other
+            layer[loads] = schedule.layers_at(np.cumsum(nbytes[loads]) - nbytes[loads])
         counts = np.concatenate([one.wait_counts for one in parts])
         waiting = np.repeat(np.arange(len(kind)), counts)[waits != _NOBODY]
         return Columns(
-            kind, stream, step.copy(), np.where(kind == _LOAD_WEIGHTS, target_layer, layer), part, nbytes, offset,
-            waits[waits != _NOBODY], np.bincount(waiting, minlength=len(kind)),
+            kind, stream, step.copy(), layer, part, nbytes, offset, waits[waits != _NOBODY],
+            np.bincount(waiting, minlength=len(kind)),
         )  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import floor
 
 from planner.costs import CostModel
-from planner.decisions import Decisions, spread_layers
+from planner.decisions import Decisions, spread_parts
 from planner.epochs import Epoch
 from planner.forms import FORM_BY_NAME, CacheForm
 from planner.memory import gpu_lines, host_lines, pinned_total, planned_bytes
@@ -68,7 +68,7 @@ class Decider:
                 return found
         size = self.prefill_sizes[one.split.prefill]
         decided = replace(
-            one.problem, prefill=(size.size,), streams=one.split.resident_layers < self.costs.model.layers,
+            one.problem, prefill=(size.size,), streams=one.split.streams,
             min_resident_layers=one.split.resident_layers, max_resident_layers=one.split.resident_layers,
         )  # fmt: skip
         # What is decided is solved sooner; where it leaves no room, all is open again.
@@ -109,12 +109,12 @@ class Decider:
                     one.batches[index], self.requests, self.epochs, targets, limits, not self.costs.ragged
                 )
         ordered = tuple(placed[i] for i in range(len(one.batches)))
-        layers, (weights, cache, store) = self.costs.model.layers, self.slots
+        weights, cache, store = self.slots
         return Decisions(
             mini_batches=ordered,
             prefill_passes=self.prefill.passes(ordered, size.chunk, size.passed),
-            resident_layers=spread_layers(split.resident_layers, layers),
-            weight_slots=weights if split.resident_layers < layers else 0,
+            resident_parts=spread_parts(self.costs.model, split.resident_layers),
+            weight_slots=weights if split.streams else 0,
             cache_slots=cache,
             store_slots=store,
         )

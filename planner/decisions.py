@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from planner.forms import FORMS
+from planner.model import ModelSpec
 from planner.placement import FORM_INDEX, MiniBatch
 
+EXACT = 1e-9
+"""Relative: what real numbers may lack of a whole part."""
 _ACT = [FORM_INDEX[form.name] for form in FORMS if form.rebuilt]
 
 
@@ -29,14 +32,16 @@ PrefillPass = tuple[PrefillChunk, ...]
 class Decisions:
     """One wave: requests that run together from prefill to their ends. All integers where the runtime needs integers.
 
-    A job that memory does not hold at once is a sequence of them, which share resident layers and slots.
+    A job that memory does not hold at once is a sequence of them, which share resident weights and slots.
     """
 
     mini_batches: tuple[MiniBatch, ...]
     prefill_passes: tuple[PrefillPass, ...]
-    resident_layers: tuple[int, ...]
+    resident_parts: tuple[int, ...]
+    """[layers] how many parts of each layer's weights stay on the GPU, the first ones (`ModelSpec.prefix_bytes`): the
+    rest streams. Empty where every layer streams whole."""
     weight_slots: int
-    """GPU buffers of one layer's weights each, shared by the streamed layers in turn."""
+    """GPU buffers for what streams of one layer each, shared by all layers in turn."""
     cache_slots: int
     """GPU buffers for the host cache of one mini-batch and layer each."""
     store_slots: int
@@ -80,7 +85,11 @@ class Decisions:
             for chunks in self.prefill_passes
         )
         slots = (self.weight_slots, self.cache_slots, self.store_slots)
-        return (tuple(map(tuple, groups)), passes, self.resident_layers, slots)
+        return (tuple(map(tuple, groups)), passes, self.resident_parts, slots)
+
+    def parts_of(self, layer: int) -> int:
+        """How many parts of its weights stay on the GPU."""
+        return self.resident_parts[layer] if self.resident_parts else 0
 
     def renumbered(self, numbers: Sequence[int]) -> Decisions:
         """The same for requests `numbers[0]`, `numbers[1]`, ... in place of 0, 1, ..."""
@@ -104,12 +113,29 @@ def act_share(waves: Sequence[Decisions]) -> float:
     return act / total if total else 0.0
 
 
-def spread_layers(resident: int, layers: int) -> tuple[int, ...]:
-    """`resident` of `layers` layer numbers, as evenly spaced as integers allow.
+def spread_layers(chosen: int, layers: int) -> tuple[int, ...]:
+    """`chosen` of `layers` layer numbers, as evenly spaced as integers allow, from the end."""
+    return tuple(i for i in range(layers) if (i + 1) * chosen // layers > i * chosen // layers)
 
-    Streamed layers then alternate with resident ones, so the link is never idle for long.
+
+def spread_parts(model: ModelSpec, layers: float) -> tuple[int, ...]:
+    """`Decisions.resident_parts` for no more bytes than `layers` have: as many parts of every layer as that holds, and
+    one more of some, evenly spaced.
+
+    All layers then stream about the same, so the link is never idle for long and slots are as small as can be.
     """
-    return tuple(i for i in range(layers) if (i + 1) * resident // layers > i * resident // layers)
+    ends, room = model.prefix_bytes, layers * model.layer_bytes * (1 + EXACT)
+    least = max(parts for parts, nbytes in enumerate(ends) if nbytes * model.layers <= room)
+    if least == len(ends) - 1:
+        return (least,) * model.layers
+    more = set(spread_layers(int((room - model.layers * ends[least]) // (ends[least + 1] - ends[least])), model.layers))
+    return tuple(least + (i in more) for i in range(model.layers)) if least or more else ()
+
+
+def whole_parts(model: ModelSpec, layers: float) -> float:
+    """`layers`, less what `spread_parts` leaves over."""
+    ends = model.prefix_bytes
+    return sum(ends[parts] for parts in spread_parts(model, layers)) / model.layer_bytes
 
 
 def chunk_prompts(

@@ -9,7 +9,7 @@ from planner.costs import CostModel, extrapolations
 from planner.decisions import Decisions
 from planner.forms import FORMS
 from planner.hardware import HardwareProfile
-from planner.memory import gpu_lines, host_lines, pinned_total, planned_bytes, pool_bytes
+from planner.memory import gpu_lines, host_lines, pinned_total, planned_bytes, pool_bytes, resident_layers
 from planner.placement import FORM_INDEX
 from planner.policies import Policy
 from planner.search import Options
@@ -90,14 +90,15 @@ def _noise(hardware: HardwareProfile) -> list[str]:
 
 
 def _residency(costs: CostModel, decisions: Decisions) -> str:
-    layers, resident = costs.model.layers, len(decisions.resident_layers)
+    layers, resident = costs.model.layers, resident_layers(costs.model, decisions)
     on_host = sum(int(b.shapes.blocks[:, _HOST].sum()) for b in decisions.mini_batches)
     if resident == layers and not on_host:
         return "Weights and cache fit on the GPU: planned resident, no offload needed"
     if resident == layers:
         return f"All {layers} layers stay on the GPU; the cache does not fit beside them and spills to the host"
     if resident:
-        return f"{resident} of {layers} layers stay on the GPU, the others stream over the link every step"
+        share = f"{resident / layers:.0%} of the weights of every layer"
+        return f"About {share} stay on the GPU, the rest streams over the link every step"
     return f"All {layers} layers stream over the link: GPU memory is worth more as cache than as weights"
 
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from itertools import islice, product
 
 from planner.composition import compositions
-from planner.decisions import Decisions, spread_layers
+from planner.decisions import Decisions, spread_parts
 from planner.forms import CacheForm
+from planner.memory import resident_layers, streamed_bytes
 from planner.placement import MiniBatch, RequestGroup
 from planner.search import Found, Search
 from planner.simulator import simulate
@@ -53,8 +54,8 @@ def with_whole_forms(search: Search, best: Chosen) -> Chosen:
 
 def _whole(search: Search, like: Decisions) -> Iterator[Decisions]:
     """What fits of all such choices; requests of one mini-batch that are alike are interchangeable."""
-    layers, most = search.costs.model.layers, search.options.max_resident_layers
-    resident = {len(like.resident_layers), 0, layers if most is None else min(most, layers)}
+    model, most = search.costs.model, search.options.max_resident_layers
+    resident = {like.resident_parts, (), spread_parts(model, model.layers if most is None else min(most, model.layers))}
     members = [
         (m, g, r) for m, b in enumerate(like.mini_batches) for g, group in enumerate(b.groups) for r in group.requests
     ]
@@ -66,8 +67,8 @@ def _whole(search: Search, like: Decisions) -> Iterator[Decisions]:
         seen.add(tuple(alike))
         of = {r: form for (_, _, r), form in zip(members, forms, strict=True)}
         batches = tuple(_in_forms(batch, of) for batch in like.mini_batches)
-        for count in sorted(resident, reverse=True):
-            if found := _fitting(search, replace(like, mini_batches=batches), count):
+        for parts in sorted(resident, reverse=True):
+            if found := _fitting(search, replace(like, mini_batches=batches, resident_parts=parts)):
                 yield found
 
 
@@ -83,13 +84,13 @@ def _in_forms(batch: MiniBatch, of: dict[int, CacheForm]) -> MiniBatch:
     ))  # fmt: skip
 
 
-def _fitting(search: Search, decisions: Decisions, resident: int) -> Decisions | None:
-    """With so many layers on the GPU and the longest passes of prefill that fit."""
-    layers, options = search.costs.model.layers, search.options
-    if resident < options.min_resident_layers:
+def _fitting(search: Search, decisions: Decisions) -> Decisions | None:
+    """With the longest passes of prefill that fit."""
+    model, options = search.costs.model, search.options
+    if resident_layers(model, decisions) < options.min_resident_layers:
         return None
-    slots = options.weight_slots if resident < layers else 0
-    decisions = replace(decisions, resident_layers=spread_layers(resident, layers), weight_slots=slots)
+    slots = options.weight_slots if any(streamed_bytes(model, decisions)) else 0
+    decisions = replace(decisions, weight_slots=slots)
     for sized in reversed(search.prefill_sizes):
         passes = search.prefill.passes(decisions.mini_batches, sized.chunk, sized.passed)
         found = replace(decisions, prefill_passes=passes)

@@ -50,11 +50,16 @@ class SplitModel:
         self.t = {(b, e): var(f"t_{b}_{e}", 0) for b in bins for e in epochs}
         self.early = {(b, e): var(f"early_{b}_{e}", 0) for b in bins for e in epochs if data.head_start}
         self.weights_t = {b: var(f"weights_t_{b}", 0) for b in bins}
-        fewest, most = data.min_resident_layers, layers if most is None else most
-        if data.streams is not None:
-            fewest, most = (fewest, min(most, layers - 1)) if data.streams else (layers, most)
-        self.resident = var("resident_layers", fewest, most, category)
-        self.streams = var("any_streamed", int(bool(data.streams)), int(data.streams is not False), category)
+        self.resident = var("resident_layers", data.min_resident_layers, layers if most is None else most)
+        self.shares = [nbytes / data.model.layer_bytes for nbytes in data.model.prefix_bytes]
+        """Of a layer that its first 0, 1, ... parts are."""
+        whole = len(self.shares) - 1
+        self.kept_parts = [
+            var(f"kept_parts_{k}", 0, 0 if data.streams is not None and data.streams == (k == whole) else 1, category)
+            for k in range(whole + 1)
+        ]
+        self.slot_share = _sum((1 - share) * self.kept_parts[k] for k, share in enumerate(self.shares))
+        """Of a layer that a weight slot holds: what streams of those of which least is resident."""
         self.kv_slot, self.act_slot = var("kv_slot_gib", 0), var("act_slot_gib", 0)
         self.rebuilt, self.overlay = var("rebuilt_gib", 0), var("overlay_gib", 0)
         self.prefill_t = var("prefill_t", 0)
@@ -163,16 +168,23 @@ def slots_hold_a_mini_batch(m: SplitModel) -> None:
 
 
 def gpu_memory(m: SplitModel) -> None:
-    """outer + (resident + slots) W + overlay + sum final[b,g,f@gpu] bytes <= capacity; overlay holds either phase."""
+    """outer + (resident + slots slot_share) W + overlay + sum final[b,g,f@gpu] bytes <= capacity; overlay holds either
+    phase.
+
+    Of every layer the first k parts are resident, of some one more: sum_k kept_parts[k] = 1, resident >= layers sum_k
+    share[k] kept_parts[k], and slots hold the rest of those with k: slot_share = sum_k (1 - share[k]) kept_parts[k].
+    """
     d, w = m.data, m.data.model.layer_bytes / GIB
     m.problem += m.overlay >= d.cache_slots * (m.kv_slot + m.act_slot) + m.rebuilt + d.fixed_decode_bytes / GIB
     m.problem += m.overlay >= _sum(m.chosen[k] * (size.nbytes / GIB) for k, size in enumerate(d.prefill))
-    m.problem += d.model.layers - m.resident <= d.model.layers * m.streams, "slots_if_streamed"
+    m.problem += _sum(m.kept_parts) == 1, "kept_parts"
+    kept = _sum(share * m.kept_parts[k] for k, share in enumerate(m.shares))
+    m.problem += m.resident >= d.model.layers * kept, "resident_parts"
     held = _sum(
         m.final[b, g, f.name] * (f.block_bytes(d.model) / GIB) for b, g in m.lives for f in d.forms if f.on_gpu
     )  # fmt: skip
     capacity = (d.hardware.gpu.budget_bytes - d.model.outer_bytes - d.gpu_margin_bytes) / GIB
-    m.problem += m.resident * w + m.streams * (d.weight_slots * w) + m.overlay + held <= capacity, "gpu_memory"
+    m.problem += m.resident * w + m.slot_share * (d.weight_slots * w) + m.overlay + held <= capacity, "gpu_memory"
 
 
 def host_memory(m: SplitModel) -> None:
@@ -193,8 +205,8 @@ def step_time(m: SplitModel) -> None:
     stream that idles loses more time than contention would have cost it.
 
     sum_b weights_t[b] = (layers - resident) W / h2d: the pieces of a layer may fill any bin's gaps.
-    Of the link's time, sum_b,e early[b,e] steps[e] may fall into an earlier step or into prefill: at most the layers of
-    the head start, and no more than one layer and what crosses during `sample_s` where all are streamed.
+    Of the link's time, sum_b,e early[b,e] steps[e] may fall into an earlier step or into prefill: at most what the slots
+    of the head start hold, and no more than one slot and what crosses during `sample_s` where all layers are streamed.
     """
     d = m.data
     rate = d.hardware.link.h2d_bytes_per_s.value
@@ -204,8 +216,8 @@ def step_time(m: SplitModel) -> None:
     if d.head_start:
         layer_t = d.model.layer_bytes / (rate * d.unit_s)
         early_t = _sum(early * d.epochs[e].steps for (_, e), early in m.early.items())
-        m.problem += early_t <= m.streams * (d.head_start * layer_t), "head_start"
-        m.problem += early_t <= (m.streams + m.resident) * layer_t + d.sample_s / d.unit_s, "head_start_streamed"
+        m.problem += early_t <= m.slot_share * (d.head_start * layer_t), "head_start"
+        m.problem += early_t <= (m.slot_share + m.resident) * layer_t + d.sample_s / d.unit_s, "head_start_streamed"
     stretch_of = {e: s for s, run in enumerate(m.stretches()) for e in run}
     for b, part in enumerate(d.bins):
         for e in range(len(d.epochs)):
@@ -269,7 +281,7 @@ def host_use(m: SplitModel) -> Any:
 
 def prefill_time(m: SplitModel) -> None:
     """prefill >= compute + lost_h * weights + lost_d * stored,  >= weights + (1 - beside_d2h) * stored,
-    >= stored + (1 - beside_h2d) * weights. Compute waits for the first layer: + (1 - lost_h) of a layer's transfer.
+    >= stored + (1 - beside_h2d) * weights. Compute waits for the first layer: + (1 - lost_h) of a slot's transfer.
 
     weights = swept W / h2d, stored = prompt blocks on the host / d2h; contention as in `step_time`.
 
@@ -293,7 +305,7 @@ def prefill_time(m: SplitModel) -> None:
     )  # fmt: skip
     m.carried_t.append(weights_t)
     busy_t = link.compute_lost_to_h2d * weights_t + link.compute_lost_to_d2h * stored_t
-    first_t = m.streams * ((1 - link.compute_lost_to_h2d) * layer_t)
+    first_t = m.slot_share * ((1 - link.compute_lost_to_h2d) * layer_t)
     m.problem += m.prefill_t >= busy_t + compute_t + first_t, "prefill_compute"
     m.problem += m.prefill_t >= weights_t + (1 - link.beside_d2h) * stored_t, "prefill_weights"
     m.problem += m.prefill_t >= stored_t + (1 - link.beside_h2d) * weights_t, "prefill_store"

@@ -104,17 +104,33 @@ def pool_bytes(model: ModelSpec, decisions: Decisions, form: CacheForm) -> int:
     return sum(mini_batch.blocks(form) for mini_batch in decisions.mini_batches) * form.block_bytes(model)
 
 
+def resident_bytes(model: ModelSpec, decisions: Decisions) -> int:
+    """Of the layers' weights that stay on the GPU."""
+    ends = model.prefix_bytes
+    return sum(ends[parts] for parts in decisions.resident_parts)
+
+
+def streamed_bytes(model: ModelSpec, decisions: Decisions) -> list[int]:
+    """[layers] of the weights that cross the link in every sweep."""
+    ends = model.prefix_bytes
+    return [ends[-1] - ends[decisions.parts_of(layer)] for layer in range(model.layers)]
+
+
+def resident_layers(model: ModelSpec, decisions: Decisions) -> float:
+    """How many whole layers the resident weights come to."""
+    return resident_bytes(model, decisions) / model.layer_bytes
+
+
 def gpu_lines(model: ModelSpec, decisions: Decisions) -> list[MemoryLine]:
     """The GPU budget of a plan."""
     e, sizes = model.element_bytes, Sizes.of(model, decisions)
-    resident = len(decisions.resident_layers)
     kv_block, act_block = (BLOCK_TOKENS * form.token_bytes(model) for form in (KV_HOST, ACT_HOST))
     return [
         MemoryLine("embedding, head and final norm", model.outer_bytes),
         MemoryLine("token ids", TOKEN_BYTES * sum(g.token_ids for b in decisions.mini_batches for g in b.groups)),
         MemoryLine("rotary table", rotary_bytes(model, decisions.positions)),
-        MemoryLine("resident layers", resident * model.layer_bytes),
-        MemoryLine("weight slots", decisions.weight_slots * model.layer_bytes),
+        MemoryLine("resident weights", resident_bytes(model, decisions)),
+        MemoryLine("weight slots", decisions.weight_slots * max(streamed_bytes(model, decisions))),
         MemoryLine("act@gpu blocks", pool_bytes(model, decisions, ACT_GPU)),
         MemoryLine("kv@gpu blocks", pool_bytes(model, decisions, KV_GPU)),
         MemoryLine("hidden state (prefill)", sizes.pass_tokens * model.hidden * e, "prefill"),
@@ -133,9 +149,8 @@ def gpu_lines(model: ModelSpec, decisions: Decisions) -> list[MemoryLine]:
 
 def host_lines(model: ModelSpec, decisions: Decisions) -> list[MemoryLine]:
     """The host budget of a plan: what the runtime pins, slab by slab."""
-    streamed = model.layers - len(decisions.resident_layers)
     return [
-        MemoryLine("streamed layers", streamed * model.layer_bytes),
+        MemoryLine("streamed weights", sum(streamed_bytes(model, decisions))),
         MemoryLine("act@host blocks", pool_bytes(model, decisions, ACT_HOST)),
         MemoryLine("kv@host blocks", pool_bytes(model, decisions, KV_HOST)),
     ]

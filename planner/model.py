@@ -110,6 +110,16 @@ class ModelSpec(BaseModel):
         return self.layer_parameters * self.element_bytes
 
     @property
+    def prefix_bytes(self) -> tuple[int, ...]:
+        """Bytes of a layer's first 0, 1, ... parts, in slab order: attention, each projection into the feed-forward,
+        and the one out of it with the biases. All of them are the layer."""
+        inputs = 2 if self.gated else 1
+        sizes = [2 * self.final_norm_parameters + self.hidden * (2 * self.d_q + 2 * self.d_kv)]
+        sizes += [self.hidden * self.ffn] * inputs
+        sizes += [self.layer_parameters - sum(sizes)]
+        return tuple(self.element_bytes * sum(sizes[:parts]) for parts in range(len(sizes) + 1))
+
+    @property
     def embedding_parameters(self) -> int:
         """Elements of the token embedding and, where positions are learned, of their table with its offset."""
         learned = self.max_positions + self.position_offset if self.positions == "learned" else 0

@@ -45,9 +45,9 @@ class Operation(NamedTuple):
     slot: int = 0
     """The slot that a load fills, or that a compute operation fills for the store that follows it."""
     offset: int = 0
-    """load_weights: where in the layer this piece begins. Prefill operations: the pass."""
-    weights: int = -1
-    """Compute operations: the weight slot that holds this layer; -1 when the layer is resident."""
+    """load_weights: where in its part of the layer this piece begins. Prefill operations: the pass."""
+    weights: tuple[int, ...] = ()
+    """Compute operations: the slots that hold the parts of this layer that stream, the last of them last."""
 
 
 class Marks:

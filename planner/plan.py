@@ -65,7 +65,8 @@ class WaveRecord(Strict):
 class DecisionsRecord(Strict):
     """The decisions in a form that a person can read and a program can check."""
 
-    resident_layers: list[Index]
+    resident_parts: list[Index]
+    """Of each layer how many parts of its weights stay on the GPU; none where the list is empty."""
     weight_slots: Annotated[int, Field(ge=0, le=64)]
     cache_slots: Annotated[int, Field(ge=1, le=64)]
     store_slots: Annotated[int, Field(ge=1, le=64)]
@@ -210,7 +211,7 @@ def record_waves(waves: Sequence[Decisions]) -> DecisionsRecord:
     """`waves` as a file says them."""
     first = waves[0]
     return DecisionsRecord(
-        resident_layers=list(first.resident_layers),
+        resident_parts=list(first.resident_parts),
         weight_slots=first.weight_slots,
         cache_slots=first.cache_slots,
         store_slots=first.store_slots,
@@ -242,14 +243,12 @@ def restore_waves(record: DecisionsRecord, workload: Workload, model: ModelSpec)
     if len(seen) != len(workload):
         missing = next(i for i in range(len(workload)) if i not in seen)
         raise InputError(f"request {missing} is in no mini-batch", where="decisions.waves", cure="Plan again")
-    layers = record.resident_layers
-    beyond = next((n for n in layers if n >= model.layers), None)
-    if beyond is not None or len(set(layers)) != len(layers):
-        wrong = "one is given twice" if beyond is None else f"there is no layer {beyond}"
-        what = f"{wrong}: layers are 0 to {model.layers - 1}, each at most once"
-        raise InputError(what, where="decisions.resident_layers", cure="Plan again")
-    if record.weight_slots == 0 and len(layers) < model.layers:
-        raise InputError("streamed layers need a slot", where="decisions.weight_slots", cure="At least 1, better 2")
+    parts, most = record.resident_parts, len(model.prefix_bytes) - 1
+    if len(parts) not in (0, model.layers) or max(parts, default=0) > most:
+        what = f"not the parts of each of {model.layers} layers, 0 to {most} of them, and not an empty list"
+        raise InputError(what, where="decisions.resident_parts", cure="Plan again")
+    if record.weight_slots == 0 and (not parts or min(parts) < most):
+        raise InputError("streamed weights need a slot", where="decisions.weight_slots", cure="At least 1, better 2")
     return waves
 
 
@@ -263,8 +262,8 @@ def _restore_wave(
     )  # fmt: skip
     prompts = {r: workload.requests[r].prompt_len for batch in batches for r in batch.requests}
     passes = chunk_prompts(batches, prompts, record.prefill_chunk_tokens, record.prefill_pass_tokens)
-    layers = tuple(shared.resident_layers)
-    return Decisions(batches, passes, layers, shared.weight_slots, shared.cache_slots, shared.store_slots)
+    parts = tuple(shared.resident_parts)
+    return Decisions(batches, passes, parts, shared.weight_slots, shared.cache_slots, shared.store_slots)
 
 
 def _group(record: GroupRecord, workload: Workload, seen: set[int], where: str) -> RequestGroup:

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from planner.columns import Columns, schedule_columns
 from planner.costs import CostModel
-from planner.decisions import Decisions, spread_layers
+from planner.decisions import Decisions, spread_parts
 from planner.forms import blocks_for
 from planner.hardware import HardwareProfile
+from planner.memory import resident_layers
 from planner.model import ModelSpec, load_model
 from planner.placement import MiniBatch
 from planner.policies import POLICIES
@@ -90,10 +91,10 @@ def _plans(hardware: HardwareProfile, job: Job, model: ModelSpec) -> list[ShortJ
 def shorten(job: Job, model: ModelSpec, decisions: Decisions) -> ShortJob:
     """The first layers and decode steps of a plan; the share of resident layers stays as near as it can."""
     layers = min(LAYERS, model.layers)
-    resident = spread_layers(len(decisions.resident_layers) * layers // model.layers, layers)
+    resident = spread_parts(model, resident_layers(model, decisions) * layers / model.layers)
     batches = tuple(_first_steps(batch) for batch in decisions.mini_batches)
     short, few = model.model_copy(update={"layers": layers}), replace(
-        decisions, mini_batches=batches, resident_layers=resident
+        decisions, mini_batches=batches, resident_parts=resident
     )  # fmt: skip
     columns = schedule_columns(Schedule(short, few))
     return ShortJob(job, short, few, columns, model.layers / layers, decisions.decode_steps)

@@ -13,6 +13,7 @@ from rich.text import Text
 from planner.explain import NOISY
 from planner.hardware import HardwareProfile
 from planner.link import Link
+from planner.memory import resident_layers
 from planner.model import ModelSpec
 from planner.peers.forecast import Forecast
 from planner.plan import MemoryRecord, Plan, Prediction, WhatIf
@@ -46,7 +47,7 @@ def plan_report(plan: Plan) -> RenderableType:
         ("cached as activations", f"{p.act_share:.1%}"),
         *([("waves", f"{len(plan.waves)}")] if len(plan.waves) > 1 else []),
         ("mini-batches", _count_of([len(wave.mini_batches) for wave in plan.waves])),
-        ("layers on the GPU", f"{len(plan.waves[0].resident_layers)} of {plan.model.layers}"),
+        ("layers on the GPU", f"{resident_layers(plan.model, plan.waves[0]):.4g} of {plan.model.layers}"),
         ("solved in", seconds(plan.solve_s)),
     ))  # fmt: skip
     budgets = [memory_report(name, record) for name, record in plan.memory.items()]

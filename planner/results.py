@@ -6,6 +6,7 @@ from typing import Any
 
 from planner.explain import binding_in_words
 from planner.link import Link
+from planner.memory import resident_layers
 from planner.plan import Plan
 from planner.timeline import StreamUse, Timeline
 
@@ -37,7 +38,7 @@ def plan_result(plan: Plan) -> dict[str, Any]:
             for w, wave in enumerate(plan.waves)
             for b in wave.mini_batches
         ],
-        "resident_layers": list(plan.waves[0].resident_layers),
+        "resident_layers": resident_layers(plan.model, plan.waves[0]),
         "memory": {name: record.model_dump() for name, record in plan.memory.items()},
         "binding": p.binding,
         "limited_by": limited_by(plan),

@@ -28,7 +28,7 @@ _NEWEST_STORE: Buffer = ("store", -1)
 class Section(NamedTuple):
     """Operations that follow each other: one layer of a prefill pass or decode step, or what frames the layers.
 
-    Sections of equal keys are alike: they differ in the ids of their operations, in step and layer, in the layer that
+    Sections of equal keys are alike: they differ in the ids of their operations, in step and layer, in the layers that
     pieces of weights belong to, in what they wait for of earlier sections and, while decoding, in `decode_bytes`.
     """
 
@@ -95,20 +95,17 @@ class Schedule:
         self.issued, self._stores.uses, self._rings["act"].uses, self._rings["kv"].uses, *weights = values
         self._weights.counters = tuple(weights)
 
-    @property
-    def target_layer(self) -> int:
-        """The layer whose weights the next section sends, if it sends any."""
-        return self._weights.target_layer
+    def layers_at(self, sent: Ints) -> Ints:
+        """[pieces] the layers to which pieces of weights belong that begin after so many bytes of all pieces."""
+        return self._weights.layers_at(sent)
 
-    def _phase(self, layer: int) -> tuple[int, ...]:
+    def _phase(self, parts: int) -> tuple[object, ...]:
         """All that a layer's operations depend on besides its parts and the marks."""
         rings = (self._stores, *self._rings.values())
-        return (*(ring.uses % ring.slots for ring in rings), *self._weights.phase(layer))
+        return (*(ring.uses % ring.slots for ring in rings), *self._weights.phase(parts))
 
     def _first_layer(self) -> Iterator[Operation]:
-        piece = self._weights.first()
-        if piece:
-            yield self._load_piece(piece, 0)
+        yield from (self._load_piece(*sent, 0) for sent in self._weights.first())
 
     def _op(self, kind: str, stream: str, step: int, layer: int, part: int, **more: Any) -> Operation:
         operation = Operation(self.issued, kind, stream, step, layer, part, **more)
@@ -122,7 +119,7 @@ class Schedule:
         yield Section(("embed", index), 0, -1, partial(self._frame, "embed", 0, range(len(chunks)), index))
         for layer in range(self.model.layers):
             operations = partial(self._prefill_layer, index, layer, chunks, stored)
-            yield Section(("prefill", index, *self._phase(layer)), 0, layer, operations)
+            yield Section(("prefill", index, *self._phase(len(chunks))), 0, layer, operations)
         yield Section(("sample", index), 0, -1, partial(self._frame, "sample", 0, range(len(chunks)), index))
 
     def _frame(self, kind: str, step: int, parts: Iterable[int], offset: int = 0) -> Iterator[Operation]:
@@ -131,7 +128,7 @@ class Schedule:
             yield self._op(kind, "compute", step, -1, part, offset=offset, reads=(OVERLAY,))
 
     def _prefill_layer(self, index: int, layer: int, chunks: PrefillPass, stored: Sequence[int]) -> Iterator[Operation]:
-        self._weights.enter(layer)
+        self._weights.enter()
         for part, nbytes in enumerate(stored):
             prefill = self._compute("prefill", 0, layer, part, nbytes, offset=index)
             yield prefill
@@ -139,7 +136,7 @@ class Schedule:
                 yield self._store(prefill, nbytes, chunks[part].mini_batch)
             if part == len(chunks) - 1:
                 self._weights.leave(prefill.id)
-            yield from self._next_piece(0, part, len(chunks))
+            yield from self._next_pieces(0, part, len(chunks))
 
     @cached_property
     def _prompt_bytes(self) -> dict[int, int]:
@@ -181,7 +178,7 @@ class Schedule:
         yield Section(("embed", active), step, -1, partial(self._frame, "embed", step, active))
         for layer in range(self.model.layers):
             operations = partial(self._decode_layer, step, layer, parts)
-            yield Section((does, *self._phase(layer)), step, layer, operations)
+            yield Section((does, *self._phase(len(parts))), step, layer, operations)
         yield Section(("sample", active), step, -1, partial(self._frame, "sample", step, active))
 
     def _part(self, m: int, step: int) -> _Part:
@@ -190,10 +187,10 @@ class Schedule:
         return _Part(m, act, kv, rebuilds=bool(act or on_gpu), stored_bytes=stored)
 
     def _decode_layer(self, step: int, layer: int, parts: Sequence[_Part]) -> Iterator[Operation]:
-        self._weights.enter(layer)
+        self._weights.enter()
         for position, part in enumerate(parts):
             yield from self._decode_part(step, layer, part, last=position == len(parts) - 1)
-            yield from self._next_piece(step, position, len(parts))
+            yield from self._next_pieces(step, position, len(parts))
 
     def _decode_part(self, step: int, layer: int, part: _Part, last: bool) -> Iterator[Operation]:
         m, stored = part.mini_batch, part.stored_bytes
@@ -240,7 +237,7 @@ class Schedule:
             waits, writes = waits + free, (*writes, ("store", slot))
         return self._op(
             kind, "compute", step, layer, part, waits=waits, reads=(*buffers, *reads, OVERLAY), writes=writes,
-            slot=slot, offset=offset, weights=self._weights.slot,
+            slot=slot, offset=offset, weights=self._weights.slots,
         )  # fmt: skip
 
     def _store(self, source: Operation, nbytes: int, m: int) -> Operation:
@@ -255,15 +252,13 @@ class Schedule:
         self.marks.set(_NEWEST_STORE, operation.id)
         return operation
 
-    def _next_piece(self, step: int, position: int, parts: int) -> Iterator[Operation]:
-        piece = self._weights.piece(position, parts)
-        if piece:
-            yield self._load_piece(piece, step)
+    def _next_pieces(self, step: int, position: int, parts: int) -> Iterator[Operation]:
+        yield from (self._load_piece(*sent, step) for sent in self._weights.pieces(position, parts))
 
-    def _load_piece(self, piece: Piece, step: int) -> Operation:
+    def _load_piece(self, piece: Piece, layer: int, step: int) -> Operation:
         operation = self._op(
-            "load_weights", "h2d", step, piece.layer, 0, waits=piece.waits, writes=(("weights", piece.slot),),
-            nbytes=piece.nbytes, slot=piece.slot, offset=piece.offset,
+            "load_weights", "h2d", step, layer, piece.part, waits=self._weights.waits(piece),
+            writes=(self._weights.buffer(piece),), nbytes=piece.nbytes, slot=piece.slot, offset=piece.offset,
         )  # fmt: skip
         self._weights.issued(piece, operation.id)
         return operation

@@ -45,8 +45,8 @@ class Options:
 
     act_share: float | None = None
     mini_batches: int | None = None
-    min_resident_layers: int = 0
-    max_resident_layers: int | None = None
+    min_resident_layers: float = 0.0
+    max_resident_layers: float | None = None
     weight_slots: int = 2
     cache_slots: int = 2
     """At least: a job in a single wave may take more where that is faster."""

@@ -50,8 +50,8 @@ class Price:
 class PricedProblem:
     """One split problem solved as an LP, and what more of each resource does to its optimum."""
 
-    def __init__(self, problem: SplitProblem, streams: bool) -> None:
-        self.problem, self.streams = problem, streams
+    def __init__(self, problem: SplitProblem) -> None:
+        self.problem = problem
         self._model, self.optimum_s = self._solved(problem)
         self._duals = [row.pi or 0.0 for row in self._model.problem.constraints.values()]
         self._at_optimum_s = self._lagrangian_s(self._model)
@@ -95,9 +95,7 @@ class PricedProblem:
     def _build(self, problem: SplitProblem) -> Any:
         # In the units of the first problem: points and duals of one are laid into the other.
         vars(problem)["unit_s"] = self.problem.unit_s
-        model = build(problem, relax=True)
-        model.streams.lowBound = model.streams.upBound = float(self.streams)
-        return model
+        return build(problem, relax=True)
 
     def _solved(self, problem: SplitProblem) -> tuple[Any, float]:
         model = self._build(problem)
@@ -128,8 +126,8 @@ def more_of(problem: SplitProblem, resource: Resource, share: float) -> SplitPro
 
 def priced(search: Search, decisions: Decisions) -> PricedProblem:
     """The LP of a plan's decisions."""
-    count, streams = len(decisions.mini_batches), len(decisions.resident_layers) < search.costs.model.layers
-    return PricedProblem(search.relaxed(count, count), streams)
+    count = len(decisions.mini_batches)
+    return PricedProblem(search.relaxed(count, count, streams=decisions.weight_slots > 0))
 
 
 def what_if(parts: Sequence[tuple[Search, Decisions]], total_s: float, tokens: int) -> list[WhatIf]:

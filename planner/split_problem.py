@@ -80,8 +80,8 @@ class SplitProblem:
     """Transfers that carry one streamed layer's weights, at least."""
     act_share: float | None = None
     """Forces this share of the blocks of every mini-batch to be ACT."""
-    min_resident_layers: int = 0
-    max_resident_layers: int | None = None
+    min_resident_layers: float = 0.0
+    max_resident_layers: float | None = None
     head_start: int = 0
     """Layers of weights that may cross the link before the step that needs them, which the bound must not count in
     that step: where weights of every layer stream, one and what crosses while prefill chooses its tokens."""
@@ -119,7 +119,10 @@ class Split:
     final: dict[tuple[int, int, str], float]
     prefill: int
     """The number of the chosen size."""
-    resident_layers: int
+    resident_layers: float
+    """How many whole layers the resident weights come to: in whole parts where they are decided."""
+    streams: bool
+    """Whether any weights cross the link."""
     objective_s: float
     bound_s: float
     """What the solver proved for this very problem."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pulp
 
+from planner.decisions import whole_parts
 from planner.errors import HybridserveError
 from planner.ilp import TIE_BREAK, SplitModel, alive_shares, build
 from planner.split_problem import Split, SplitProblem
@@ -33,7 +34,8 @@ def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: f
         begun={(b, g, f, e): max(float(v.varValue), 0.0) / alive[b, g][e] for (b, g, f, e), v in m.n.items()},
         final=final,
         prefill=max(range(len(data.prefill)), key=lambda k: m.chosen[k].varValue or 0.0),
-        resident_layers=round(m.resident.varValue),
+        resident_layers=float(m.resident.varValue),
+        streams=(m.kept_parts[-1].varValue or 0.0) < 0.5,
         objective_s=float(pulp.value(m.job_t)) * data.unit_s,
         # link_use and host_use <= job time, so the least job time is at least the least objective / (1 + 2 TIE_BREAK).
         bound_s=bound * (1 - SOLVER_SLACK) / (1 + 2 * TIE_BREAK if data.decided else 1),
@@ -63,6 +65,9 @@ def _decide_forms(m: SplitModel) -> None:
     for variable in m.problem.variables():
         if variable.cat == pulp.LpInteger:
             variable.lowBound = variable.upBound = round(variable.varValue)
+    resident = whole_parts(m.data.model, max(float(m.resident.varValue), 0.0))
+    if resident >= m.data.min_resident_layers * (1 - SOLVER_SLACK):
+        m.resident.lowBound = m.resident.upBound = resident
     held = {f.name: sum(m.final[b, g, f.name].varValue for b, g in m.lives) for f in m.data.forms}
     blocks = sum(held.values())
     best: tuple[float, dict[Any, float]] | None = None

@@ -63,7 +63,7 @@ def figures_of(found: dict[str, Any]) -> dict[str, Any]:
     found |= {f"{name}_busy_fraction": found["streams"][stream]["busy_fraction"] for name, stream in _STREAMS.items()}
     for device, record in found["memory"].items():
         found |= {f"{device}_{key}": record[key] for key in ("planned_bytes", "capacity_bytes")}
-    found |= {key: len(found[key]) for key in ("mini_batches", "resident_layers") if key in found}
+    found |= {key: len(found[key]) for key in ("mini_batches",) if key in found}
     return {key: found.get(key) for key in FIGURES}
 
 

@@ -75,7 +75,7 @@ class _Level:
             return pulp.LpVariable(f"{what}_{name}", 0)
 
         self.waves, self.requests, self.batches = var("waves"), var("requests"), var("batches")
-        self.resident = var("resident")
+        self.resident, self.slot_share = var("resident"), var("slot_share")
         self.final = {form.name: var(f"final_{i}") for i, form in enumerate(forms)}
         self.kv_slot, self.act_slot, self.rebuilt = var("kv_slot"), var("act_slot"), var("rebuilt")
         self.overlay, self.base_t = var("overlay"), var("base_t")
@@ -105,7 +105,7 @@ class Program:
             self._epoch(index, epoch)
         head_s = data.problem.head_start * self.model.layer_bytes / self.hardware.link.h2d_bytes_per_s.value
         for early, level in zip(self.early, self.all, strict=True):
-            self.problem += _sum(early) <= level.waves * (head_s / self.unit_s)
+            self.problem += _sum(early) <= level.slot_share * (head_s / self.unit_s)
         self.prefill_t = pulp.LpVariable("prefill_t", 0)
         self._prefill()
 
@@ -168,8 +168,9 @@ class Program:
         self.problem += level.resident >= options.min_resident_layers * level.waves
         w = model.layer_bytes / GIB
         room = (self.hardware.gpu.budget_bytes - model.outer_bytes) / GIB
-        slots = options.weight_slots * w if kind.streams else 0.0
-        weights = w * level.resident + slots * level.waves
+        # A slot holds what streams of any layer, so no less than the mean of all.
+        self.problem += level.slot_share >= self._streamed(level) * (1 / model.layers)
+        weights = w * level.resident + (options.weight_slots * w) * level.slot_share
         self.problem += weights + level.overlay + self._held(level, on_gpu=True) <= room * level.waves
         room = self.hardware.host.budget_bytes / GIB
         self.problem += w * self._streamed(level) + self._held(level, on_gpu=False) <= room * level.waves

@@ -23,6 +23,7 @@ from planner.errors import InfeasibleError
 from planner.estimate import estimated_s
 from planner.feasibility import explain_infeasible, explain_rounding, shortage
 from planner.forms import blocks_for
+from planner.memory import resident_layers
 from planner.policies import Policy
 from planner.search import TOLERANCE, Found, Options, Search
 from planner.tables import size
@@ -71,6 +72,11 @@ class _Wave:
     found: Found
     margins: tuple[float, float]
     """Bytes of GPU and host that rounding took."""
+
+    @property
+    def layers(self) -> float:
+        """Whole layers that its resident weights come to."""
+        return resident_layers(self.search.costs.model, self.found.decisions)
 
 
 @dataclass(frozen=True)
@@ -297,7 +303,7 @@ class WaveSearch:
                 if found is None:
                     return None
                 parts.insert(0, found)
-            layers = [len(part.found.decisions.resident_layers) for part in parts]
+            layers = [part.layers for part in parts]
             if len(set(layers)) == 1:
                 break
             most = min(layers)
@@ -308,12 +314,9 @@ class WaveSearch:
         planned = tuple(part.found.decisions.renumbered(numbers) for part, numbers in pairs)
         return _Planned(self.costs, planned, tuple(parts))
 
-    def _levelled(self, parts: Sequence[_Wave], layers: int) -> list[_Wave] | None:
+    def _levelled(self, parts: Sequence[_Wave], layers: float) -> list[_Wave] | None:
         """The same waves with so many layers on the GPU; None where one of them then has no plan."""
-        found = [
-            part if len(part.found.decisions.resident_layers) == layers else self._like(part.search, part, layers)
-            for part in parts
-        ]
+        found = [part if part.layers == layers else self._like(part.search, part, layers) for part in parts]
         whole = [part for part in found if part]
         return whole if len(whole) == len(parts) else None
 
@@ -321,7 +324,7 @@ class WaveSearch:
         return tuple((self.requests[r].prompt_len, self.requests[r].gen_len) for r in wave)
 
     def _wave(
-        self, members: Sequence[int], most_resident: int | None, thorough: bool, like: _Wave | None
+        self, members: Sequence[int], most_resident: float | None, thorough: bool, like: _Wave | None
     ) -> _Wave | None:
         """The plan of one wave; equal waves are planned once. `like`: one that hardly differs."""
         key = (self._lengths(members), most_resident, thorough)
@@ -329,7 +332,7 @@ class WaveSearch:
             options = replace(self.options, max_resident_layers=most_resident, vary_slots=False)
             job = Workload(tuple(self.requests[r] for r in members))
             search = Search(self.costs, job, self.policy.forms, options)
-            self._known[key] = self._like(search, like, len(like.found.decisions.resident_layers)) if like else None
+            self._known[key] = self._like(search, like, like.layers) if like else None
             if self._known[key] is None:
                 chosen = best_of(search) if thorough else None
                 found = chosen[0] if chosen else search.run()
@@ -337,7 +340,7 @@ class WaveSearch:
         return self._known[key]
 
     @staticmethod
-    def _like(search: Search, like: _Wave, layers: int) -> _Wave | None:
+    def _like(search: Search, like: _Wave, layers: float) -> _Wave | None:
         """The plan with `layers` on the GPU and as many mini-batches as `like`."""
         fixed = search.varied(min_resident_layers=layers, max_resident_layers=layers)
         found = fixed.like_another(len(like.found.decisions.mini_batches), like.margins)

@@ -1,134 +1,207 @@
 """Which piece of which layer's weights crosses the link when.
 
-The next streamed layer is cut into pieces that fill the gaps between the mini-batches' cache transfers, so that one
-load serves every mini-batch and the link never carries a whole layer at once.
+Weights cross at an even rate: after every mini-batch of every layer goes about the same number of bytes, however much
+of that layer is resident, so that the link is as busy beside one layer as beside another and one load serves every
+mini-batch. Each part of a layer has slots of its own, so a part that streams of few layers may come long before it is
+needed. Nothing comes later than the layer that needs it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
+
+import numpy as np
 
 from planner.decisions import Decisions
 from planner.memory import ALIGNMENT
 from planner.model import ModelSpec
 from planner.operation import Buffer, Marks, Ring
+from planner.placement import Ints
+from planner.taut_string import taut_string
+from planner.weight_units import WeightUnits
 
-_WHOLE = "piece"
-"""Marks the last piece in a slot: with it the layer is whole."""
+_GRAINS = 4
+"""A piece is no smaller than this part of what a mini-batch would get of a whole layer: transfers have latency."""
 
 
 class Piece(NamedTuple):
-    """Bytes [offset, offset + nbytes) of `layer` into weight slot `slot`, after `waits`."""
+    """Bytes [offset, offset + nbytes) of one part of a layer into a slot for that part."""
 
-    layer: int
+    part: int
     slot: int
     offset: int
     nbytes: int
-    waits: tuple[int, ...]
+
+
+_Place = tuple[int, int]
+"""The number of a unit and bytes of it, up to which is sent."""
+_Sent = list[tuple[Piece, int]]
+"""Pieces and the layers that they are of."""
+
+
+class _Plan(NamedTuple):
+    """What is sent in one layer."""
+
+    sent: list[_Sent]
+    """By part of the layer's work."""
+    passed: int
+    """Units begun."""
+    cut: int
+    """Bytes of the last of them that have been sent in the end."""
+    pieces: tuple[tuple[Piece, ...], ...]
+    """As `sent`, without the layers."""
 
 
 class WeightStream:
-    """Walks the streamed layers in the order in which sweeps visit them, one visit ahead of compute."""
+    """Walks what streams in the order in which it is sent, ahead of compute."""
 
     def __init__(self, model: ModelSpec, decisions: Decisions, marks: Marks, steps: int) -> None:
         """`steps`: decode steps, each of which sweeps over the layers like each pass of prefill."""
+        self.units = WeightUnits(model, decisions)
         self._layers, self._layer_bytes = model.layers, model.layer_bytes
-        self._streamed = [i for i in range(model.layers) if i not in set(decisions.resident_layers)]
         self._sweeps = len(decisions.prefill_passes) + steps
-        self._marks, self._ring = marks, Ring("weights", decisions.weight_slots, marks)
-        # The link runs ahead of compute by the cache slots, so a slot is free that many mini-batches into a layer.
+        self._marks = marks
+        self._rings = [Ring(f"weights.{p}", decisions.weight_slots, marks) for p in range(len(self.units.users))]
+        # The link runs ahead of compute by the cache slots: when it comes to a piece, compute is so many parts behind.
         self._lag = decisions.cache_slots - 1
-        self._target = 0
-        self._cut = 0
-        self._visit = -1
-        self._gap_done = 0
-        self._current_slot = -1
+        self._entered, self._target, self._cut = 0, self.units.earliest * len(self.units.units), 0
+        self.slots: tuple[int, ...] = ()
+        """Where the streamed parts of the current layer are, the first of them first; empty where none streams."""
+        self._path = lru_cache(maxsize=None)(self._path_of)
+        self._plans: dict[tuple[object, ...], _Plan] = {}
 
     @property
     def counters(self) -> tuple[int, ...]:
         """All that changes while sweeps go on, besides the marks."""
-        return self._visit, self._target, self._cut, self._gap_done
+        return self._entered, self._target, self._cut
 
     @counters.setter
     def counters(self, values: tuple[int, ...]) -> None:
-        self._visit, self._target, self._cut, self._gap_done = values
+        self._entered, self._target, self._cut = values
 
-    def phase(self, layer: int) -> tuple[int, ...]:
-        """All that decides what happens from `enter(layer)` to `leave`: where it is equal, the same happens."""
-        if not self._streamed:
+    def phase(self, parts: int) -> tuple[object, ...]:
+        """All that decides what the next layer does, in so many parts: where it is equal, the same happens."""
+        if not self.units.units:
             return ()
-        visit, target, slots = self._visit, self._target, self._ring.slots
-        ended = target >= self._sweeps * len(self._streamed)
-        return (
-            layer in self._streamed, visit < 0, visit % slots, target % slots, target - visit, self._cut,
-            self._gap_done, 0 if ended else self._gap(),
-        )  # fmt: skip
+        sweep, layer = divmod(self._entered, self._layers)
+        plan = self._planned(sweep, layer, parts)
+        return self.units.slots_of(sweep, layer), plan.pieces, plan.passed, plan.cut
 
-    @property
-    def target_layer(self) -> int:
-        """The layer whose pieces are sent next; -1 where every layer is resident."""
-        return self._streamed[self._target % len(self._streamed)] if self._streamed else -1
+    def first(self) -> Iterator[tuple[Piece, int]]:
+        """All that comes before the first layer and with it: (piece, layer)."""
+        if self.units.units:
+            place = self.units.at(self.units.due(0))
+            yield from self._between((self._target, self._cut), place)
+            self._target, self._cut = place
 
-    def first(self) -> Piece | None:
-        """The whole first streamed layer, before anything can overlap with it."""
-        return self._piece_up_to(self._layer_bytes) if self._streamed else None
-
-    def issued(self, piece: Piece, operation: int) -> None:
-        """Note the operation that carries `piece`, which the layer's compute waits for."""
-        self._marks.set((_WHOLE, piece.slot), operation)
-        if self._cut == self._layer_bytes:
-            self._target, self._cut = self._target + 1, 0
-
-    def enter(self, layer: int) -> None:
-        """Compute reaches `layer`."""
-        if layer in self._streamed:
-            self._visit += 1
-            self._current_slot = self._visit % self._ring.slots
-            self._gap_done = 0
-        else:
-            self._current_slot = -1
-            self._gap_done += 1
-
-    @property
-    def slot(self) -> int:
-        """Where the current layer's weights are; -1 when it is resident."""
-        return self._current_slot
+    def enter(self) -> None:
+        """Compute reaches the next layer."""
+        self.slots = self.units.slots_of(*divmod(self._entered, self._layers))
+        self._entered += 1
 
     def operands(self) -> tuple[tuple[int, ...], tuple[Buffer, ...]]:
-        """What compute on the current layer waits for, and the buffer it reads."""
-        if self._current_slot < 0:
+        """What compute on the current layer waits for, and the buffers that it reads."""
+        buffers = self._buffers()
+        if not buffers:
             return (), ()
-        return self._marks.after((_WHOLE, self._current_slot)), (("weights", self._current_slot),)
+        last = self.units.last_part[(self._entered - 1) % self._layers] - (len(self._rings) - len(buffers))
+        return self._marks.after(_whole(buffers[last])), buffers
 
-    def piece(self, position: int, parts: int) -> Piece | None:
-        """The piece to send after part `position` of `parts` of the current layer, if one is due."""
-        if self._visit < 0 or self._target != self._visit + 1 or self._target >= self._sweeps * len(self._streamed):
-            return None
-        gap = self._gap()
-        last = position == parts - 1 and self._gap_done == gap - 1
-        if self._ring.slots == 1 and not last:
-            return None
-        lag = min(self._lag, parts - 1) if self._gap_done == 0 else 0
-        share = max(position + 1 - lag, 0) / (parts - lag)
-        progress = 1.0 if last else (self._gap_done + share) / gap
-        upto = self._layer_bytes if last else int(self._layer_bytes * progress) // ALIGNMENT * ALIGNMENT
-        return self._piece_up_to(upto) if upto > self._cut else None
+    def pieces(self, position: int, parts: int) -> Iterator[tuple[Piece, int]]:
+        """What to send after part `position` of `parts` of the current layer, and of which layers."""
+        if self.units.units:
+            sweep, layer = divmod(self._entered - 1, self._layers)
+            plan = self._planned(sweep, layer, parts)
+            yield from plan.sent[position]
+            if position == parts - 1:
+                self._target, self._cut = self._target + plan.passed, plan.cut
 
     def leave(self, last_operation: int) -> None:
         """Compute on the current layer ends with `last_operation`."""
-        if self._current_slot >= 0:
-            self._ring.read_by(self._current_slot, last_operation)
+        for name, slot in self._buffers():
+            self._marks.set((name, slot), last_operation)
 
-    def _gap(self) -> int:
-        """Layers from the previous streamed visit, inclusive, to the target, exclusive."""
-        n = len(self._streamed)
-        after, before = self._streamed[self._target % n], self._streamed[(self._target - 1) % n]
-        return (after - before - 1) % self._layers + 1
+    def waits(self, piece: Piece) -> tuple[int, ...]:
+        """What must end before its slot may be overwritten."""
+        return self._rings[piece.part].freed_by(piece.slot) if piece.offset == 0 else ()
 
-    def _piece_up_to(self, upto: int) -> Piece:
-        slot = self._target % self._ring.slots
-        layer = self._streamed[self._target % len(self._streamed)]
-        waits = self._ring.freed_by(slot) if self._cut == 0 else ()
-        piece = Piece(layer, slot, self._cut, upto - self._cut, waits)
-        self._cut = upto
-        return piece
+    def issued(self, piece: Piece, operation: int) -> None:
+        """Note the operation that carries `piece`, which the layer's compute waits for."""
+        self._marks.set(_whole(self.buffer(piece)), operation)
+
+    def buffer(self, piece: Piece) -> Buffer:
+        """The slot that it fills."""
+        return self._rings[piece.part].name, piece.slot
+
+    def layers_at(self, sent: Ints) -> Ints:
+        """[pieces] the layers to which pieces belong that begin after so many bytes of all pieces."""
+        numbers = range(self.units.earliest * len(self.units.units), self._sweeps * len(self.units.units))
+        of = [unit for unit, sweep in map(self.units.unit, numbers) if 0 <= sweep < self._sweeps]
+        begins = np.cumsum([0, *(unit.nbytes for unit in of)])
+        layers = np.array([unit.layer % self._layers for unit in of], np.int64)
+        return layers[np.searchsorted(begins, sent, "right") - 1]
+
+    def _buffers(self) -> tuple[Buffer, ...]:
+        names = self._rings[len(self._rings) - len(self.slots) :]
+        return tuple((ring.name, slot) for ring, slot in zip(names, self.slots, strict=True))
+
+    # ---- what is sent in one layer ---------------------------------------------------------------
+
+    def _planned(self, sweep: int, layer: int, parts: int) -> _Plan:
+        ahead = self._target - sweep * len(self.units.units)
+        # Sweeps are alike but for the first ones and the last ones, and for the slots that they begin with.
+        few = 3 - self.units.earliest
+        since, left = min(sweep, few), min(self._sweeps - sweep, few)
+        key = layer, parts, ahead, self._cut, since, left, self.units.phase(sweep)
+        if key not in self._plans:
+            self._plans[key] = self._plan(sweep, layer, parts)
+        return self._plans[key]
+
+    def _plan(self, sweep: int, layer: int, parts: int) -> _Plan:
+        begin: _Place = (self._target, self._cut)
+        found: list[_Sent] = []
+        for at in range(layer * parts, (layer + 1) * parts):
+            end = max(begin, self._goal(sweep, at, parts))
+            found.append(self._between(begin, end))
+            begin = end
+        pieces = tuple(tuple(piece for piece, _ in sent) for sent in found)
+        return _Plan(found, begin[0] - self._target, begin[1], pieces)
+
+    def _between(self, begin: _Place, end: _Place) -> _Sent:
+        """All from one place to another, but what the sweeps before the job and after it would send."""
+        found: _Sent = []
+        while begin < end:
+            number, cut = begin
+            unit, sweep = self.units.unit(number)
+            upto = unit.nbytes if number < end[0] else end[1]
+            if 0 <= sweep < self._sweeps:
+                slot = self.units.slot(sweep, unit.part, unit.use)
+                found.append((Piece(unit.part, slot, cut, upto - cut), unit.layer % self._layers))
+            begin = (number + 1, 0) if upto == unit.nbytes else (number, upto)
+        return found
+
+    def _goal(self, sweep: int, at: int, parts: int) -> _Place:
+        """How far to send after part `at` of a sweep."""
+        grain = self._layer_bytes / (_GRAINS * parts)
+        number, cut = self.units.at(max(int(self._path(parts)[at + 1] // grain * grain), self._due(at, parts)))
+        return sweep * len(self.units.units) + number, cut // ALIGNMENT * ALIGNMENT
+
+    def _path_of(self, parts: int) -> list[float]:
+        """[parts of a sweep + 1] bytes sent before each part, and in the end: as evenly as due and room allow."""
+        gaps = range(-1, self._layers * parts)
+        due = [self._due(at, parts) for at in gaps]
+        # When the link comes to the piece after a part, compute is behind by the lag.
+        room = [max(self.units.room((at - self._lag + 1) // parts), least) for at, least in zip(gaps, due, strict=True)]
+        begin = (due[0] + room[0]) / 2
+        return taut_string(begin, begin + self.units.ends[-1], due, room)
+
+    def _due(self, at: int, parts: int) -> int:
+        """Bytes that must have been sent after part `at` of a sweep, for the part that follows it."""
+        return self.units.due((at + 1) // parts)
+
+
+def _whole(slot: Buffer) -> Buffer:
+    """Marks the piece with which the part in a slot is whole."""
+    return f"whole {slot[0]}", slot[1]

@@ -74,7 +74,7 @@ class Wave:
     def task(self, op: Operation, ended: Collection[int] = ()) -> Task:
         """What `op` does, ready to run on its stream; nothing for the requests in `ended`."""
         if op.kind == "load_weights":
-            target, source = self.weights.piece(op.layer, op.slot, op.offset, op.nbytes)
+            target, source = self.weights.piece(op)
             return Task(partial(self.device.copy, target, source), op.nbytes)
         if op.kind == "begin_decode":
             return Task(_nothing)

@@ -20,6 +20,8 @@ from planner.policies import Policy
 from planner.workload import Request, Workload
 
 HOST_FORMS = Policy("host-only", (ACT_HOST, KV_HOST), "hybrid with nothing cached on the GPU")
+WHOLE = 3
+"""Parts of a layer of the OPT shape."""
 ENORMOUS = 1e15
 """Bytes: memory that never binds."""
 
@@ -98,13 +100,13 @@ def ragged(lengths: Sequence[tuple[int, int]]) -> Workload:
 
 
 def decisions_of(
-    batches: Sequence[MiniBatch], resident: Sequence[int] = (), *, weight_slots: int = 2, cache_slots: int = 2,
+    batches: Sequence[MiniBatch], resident_parts: Sequence[int] = (), *, weight_slots: int = 2, cache_slots: int = 2,
     store_slots: int = 2, chunk_tokens: int = 2048, pass_tokens: int = 10**6,
 ) -> Decisions:  # fmt: skip
     """Decisions over given mini-batches, prompts chunked as asked."""
     prompts = {r: group.prompt_len for batch in batches for group in batch.groups for r in group.requests}
     passes = chunk_prompts(tuple(batches), prompts, chunk_tokens, pass_tokens)
-    return Decisions(tuple(batches), passes, tuple(resident), weight_slots, cache_slots, store_slots)
+    return Decisions(tuple(batches), passes, tuple(resident_parts), weight_slots, cache_slots, store_slots)
 
 
 def uniform_batches(sizes: Sequence[int], prompt: int, gen: int, form: CacheForm) -> list[MiniBatch]:
@@ -141,8 +143,8 @@ def mini_batches(
 def random_decisions(draw: st.DrawFn, layers: int, max_prompt: int = 50, max_gen: int = 8) -> Decisions:
     """Any decisions that a plan could hold: slots that do not divide the layers, any resident pattern, many passes."""
     batches = draw(mini_batches(max_groups=2, max_prompt=max_prompt, max_gen=max_gen))
-    resident = sorted(draw(st.sets(st.integers(0, layers - 1))))
-    fewest = 0 if len(resident) == layers else 1
+    resident = draw(st.lists(st.integers(0, WHOLE), min_size=layers, max_size=layers))
+    fewest = 0 if min(resident) == WHOLE else 1
     return decisions_of(
         batches,
         resident,

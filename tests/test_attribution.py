@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 import pytest
-from helpers import decisions_of, ideal_hardware, ragged, random_decisions, small_model, uniform_batches
+from helpers import WHOLE, decisions_of, ideal_hardware, ragged, random_decisions, small_model, uniform_batches
 from hypothesis import given, settings
 from rich.console import Console
 from slow_clocks import advance
@@ -160,7 +160,7 @@ def test_slow_compute_is_all_that_is_exposed() -> None:
 
 def test_a_resident_plan_is_compute_alone() -> None:
     found = attribute(
-        PLAIN, MODEL, decisions_of(uniform_batches([2], 20, 4, KV_GPU), resident=range(3), weight_slots=0)
+        PLAIN, MODEL, decisions_of(uniform_batches([2], 20, 4, KV_GPU), resident_parts=(WHOLE,) * 3, weight_slots=0)
     )
     check_sums(found)
     for phase in found.phases.values():

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from helpers import decisions_of, ideal_hardware, random_decisions, small_model, uniform_batches
+from helpers import WHOLE, decisions_of, ideal_hardware, random_decisions, small_model, uniform_batches
 from hypothesis import example, given, settings
 from slow_clocks import Clocks, advance
 
@@ -14,7 +14,7 @@ from planner.clocks import run_clocks
 from planner.columns import Columns, columns_of, schedule_columns
 from planner.contention import Contention
 from planner.costs import CostModel
-from planner.decisions import Decisions, spread_layers
+from planner.decisions import Decisions, spread_parts
 from planner.forms import ACT_HOST, KV_GPU, KV_HOST
 from planner.hardware import HardwareProfile, load_hardware
 from planner.operation import Operation
@@ -40,9 +40,9 @@ def alternating(requests: int, prompt: int, gen: int) -> MiniBatch:
     return MiniBatch((RequestGroup(tuple(range(requests)), prompt, gen, blocks[: -(-(prompt + gen - 1) // 16)]),))
 
 
-SPREAD = decisions_of(uniform_batches([2, 1, 2], 20, 30, KV_HOST), spread_layers(4, LAYERS), weight_slots=3)
-LONG_AGO = decisions_of([alternating(2, 24, 90)], [0, 6], weight_slots=1, cache_slots=3)
-RESIDENT = decisions_of(uniform_batches([2, 2], 20, 20, ACT_HOST), range(LAYERS), weight_slots=0)
+SPREAD = decisions_of(uniform_batches([2, 1, 2], 20, 30, KV_HOST), spread_parts(MODEL, 2.6), weight_slots=3)
+LONG_AGO = decisions_of([alternating(2, 24, 90)], [WHOLE, 0, 0, 0, 0, 0, WHOLE], weight_slots=1, cache_slots=3)
+RESIDENT = decisions_of(uniform_batches([2, 2], 20, 20, ACT_HOST), [WHOLE] * LAYERS, weight_slots=0)
 MANY_PASSES = decisions_of(uniform_batches([3, 3], 20, 3, KV_HOST), chunk_tokens=20, pass_tokens=40, weight_slots=3)
 
 

@@ -11,9 +11,10 @@ from helpers import HOST_FORMS, ideal_hardware, ragged, small_model, wide_model
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.exhaustive import spreads
 from planner.composition import compose
 from planner.costs import CostModel
-from planner.decisions import Decisions, chunk_prompts, spread_layers
+from planner.decisions import Decisions, chunk_prompts, spread_parts
 from planner.forms import ACT_HOST, FORMS, KV_HOST, CacheForm, blocks_for
 from planner.hardware import HardwareProfile
 from planner.memory import gpu_lines, host_lines, planned_bytes
@@ -93,7 +94,9 @@ def test_the_share_grows_with_weights_and_compute_and_shrinks_with_the_link() ->
 # ---- every other plan of a small job -------------------------------------------------------------
 
 
-def divided(model: ModelSpec, work: Workload, forms: tuple[CacheForm, ...], count: int, resident: int) -> Decisions:
+def divided(
+    model: ModelSpec, work: Workload, forms: tuple[CacheForm, ...], count: int, resident: tuple[int, ...]
+) -> Decisions:
     """Whole requests in one form each."""
     sizes = [blocks_for(r.positions) for r in work.requests]
     batches = tuple(
@@ -104,19 +107,19 @@ def divided(model: ModelSpec, work: Workload, forms: tuple[CacheForm, ...], coun
         for members in compose(sizes, count)
     )  # fmt: skip
     prompts = {i: r.prompt_len for i, r in enumerate(work.requests)}
-    slots = 2 if resident < model.layers else 0
+    slots = 0 if resident == spread_parts(model, model.layers) else 2
     passes = chunk_prompts(batches, prompts, 2048, work.total_prompt_tokens)
-    return Decisions(batches, passes, spread_layers(resident, model.layers), slots, 2, 2)
+    return Decisions(batches, passes, resident, slots, 2, 2)
 
 
 def fitting(hardware: HardwareProfile, model: ModelSpec, work: Workload) -> Iterator[Decisions]:
-    """Every number of mini-batches and of resident layers, and every form of whole requests, that fits."""
+    """Every number of mini-batches and amount of resident weights, and every form of whole requests, that fits."""
     alike = len(work.classes()) == 1
     requests = len(work)
     choices = combinations_with_replacement(FORMS, requests) if alike else product(FORMS, repeat=requests)
     for forms in choices:
         for count in range(1, requests + 1):
-            for resident in range(model.layers + 1):
+            for resident in spreads(model):
                 decisions = divided(model, work, forms, count, resident)
                 host = sum(line.nbytes for line in host_lines(model, decisions))
                 if planned_bytes(gpu_lines(model, decisions)) > hardware.gpu.budget_bytes:

@@ -88,7 +88,7 @@ def test_chunks_are_as_full_as_they_can_be() -> None:
 
 @given(st.integers(1, 100), st.data())
 @settings(deadline=None, max_examples=100)
-def test_resident_layers_are_spread(layers: int, data: st.DataObject) -> None:
+def test_chosen_layers_are_spread(layers: int, data: st.DataObject) -> None:
     resident = data.draw(st.integers(0, layers))
     found = spread_layers(resident, layers)
     assert len(set(found)) == len(found) == resident

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from helpers import decisions_of, random_decisions, small_model, uniform_batches
+import numpy as np
+from helpers import WHOLE, decisions_of, random_decisions, small_model, uniform_batches
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from planner.checker import check_budget, check_hazards, check_slots
 from planner.decisions import Decisions
 from planner.forms import ACT_GPU, ACT_HOST, BLOCK_TOKENS, FORMS, KV_GPU, KV_HOST
-from planner.memory import ALIGNMENT, Sizes, gpu_lines, planned_bytes
+from planner.memory import ALIGNMENT, Sizes, gpu_lines, planned_bytes, streamed_bytes
 from planner.operation import KINDS, STREAMS, Operation
 from planner.placement import FORM_INDEX
 from planner.schedule import Schedule
@@ -22,8 +23,8 @@ EXAMPLES = settings(deadline=None, max_examples=60)
 ANY = random_decisions(layers=LAYERS)
 
 ENDS_EARLY = decisions_of(uniform_batches([2], 20, 2, KV_HOST) + uniform_batches([0, 0, 2], 30, 9, ACT_HOST)[2:])
-FIRST_RESIDENT = decisions_of(uniform_batches([1, 1, 1], 20, 4, KV_HOST), resident=[0, 2], weight_slots=3)
-ONE_STREAMED = decisions_of(uniform_batches([1, 1], 20, 4, KV_HOST), resident=[0, 1, 3, 4], weight_slots=2)
+FIRST_RESIDENT = decisions_of(uniform_batches([1, 1, 1], 20, 4, KV_HOST), [WHOLE, 1, WHOLE, 0, 0], weight_slots=3)
+ONE_STREAMED = decisions_of(uniform_batches([1, 1], 20, 4, KV_HOST), [WHOLE, WHOLE, 1, WHOLE, WHOLE], weight_slots=2)
 ONE_SLOT = decisions_of(uniform_batches([1, 1], 20, 4, KV_HOST), weight_slots=1, cache_slots=1, store_slots=1)
 MANY_PASSES = decisions_of(uniform_batches([3, 3], 20, 3, KV_HOST), chunk_tokens=20, pass_tokens=40, weight_slots=3)
 
@@ -53,27 +54,32 @@ def test_no_hazards(decisions: Decisions) -> None:
 @example(ONE_SLOT)
 @EXAMPLES
 def test_every_streamed_layer_is_whole_before_its_first_use(decisions: Decisions) -> None:
-    """Per visit the pieces cover [0, layer_bytes) in order, in one slot, and the first compute waits for the last."""
-    streamed = [layer for layer in range(LAYERS) if layer not in decisions.resident_layers]
-    arrived: dict[int, tuple[int, int, int]] = {}  # slot -> layer, bytes so far, last piece
+    """Per visit the pieces cover every part that streams, each in order and in one slot, and the first compute waits
+    for the last of them."""
+    sizes = np.diff(MODEL.prefix_bytes)
+    streamed = [layer for layer in range(LAYERS) if decisions.parts_of(layer) < WHOLE]
+    arrived: dict[tuple[int, int], tuple[int, int, int]] = {}  # part and slot -> layer, bytes so far, last piece
     visits: list[int] = []
     computing = (-1, -1, -1)
     for op in operations(decisions):
         if op.kind == "load_weights":
-            assert op.layer in streamed
+            assert op.part >= decisions.parts_of(op.layer)
             if op.offset:
-                layer, so_far, _ = arrived[op.slot]
+                layer, so_far, _ = arrived[op.part, op.slot]
                 assert (layer, so_far) == (op.layer, op.offset)
             assert op.offset % ALIGNMENT == 0
             assert op.nbytes > 0
-            arrived[op.slot] = (op.layer, op.offset + op.nbytes, op.id)
+            arrived[op.part, op.slot] = (op.layer, op.offset + op.nbytes, op.id)
         elif op.kind in ("prefill", "rebuild", "forward"):
-            if op.layer not in streamed:
-                assert op.weights == -1
+            parts = range(decisions.parts_of(op.layer), WHOLE)
+            assert len(op.weights) == len(parts)
+            if not parts:
                 continue
-            layer, so_far, last = arrived[op.weights]
-            assert (layer, so_far) == (op.layer, MODEL.layer_bytes)
-            assert last in op.waits
+            held = {part: arrived[part, slot] for part, slot in zip(parts, op.weights, strict=True)}
+            assert {part: (layer, so_far) for part, (layer, so_far, _) in held.items()} == {
+                part: (op.layer, sizes[part]) for part in parts
+            }
+            assert max(last for _, _, last in held.values()) in op.waits
             key = (op.step, op.offset if op.kind == "prefill" else 0, op.layer)
             if key != computing:
                 computing = key
@@ -86,8 +92,8 @@ def test_every_streamed_layer_is_whole_before_its_first_use(decisions: Decisions
 def test_weights_cross_once_per_sweep(decisions: Decisions) -> None:
     ops = operations(decisions)
     sweeps = len(decisions.prefill_passes) + decisions.decode_steps
-    streamed = LAYERS - len(decisions.resident_layers)
-    assert sum(op.nbytes for op in ops if op.kind == "load_weights") == sweeps * streamed * MODEL.layer_bytes
+    once = sum(streamed_bytes(MODEL, decisions))
+    assert sum(op.nbytes for op in ops if op.kind == "load_weights") == sweeps * once
 
 
 @given(ANY)
@@ -130,14 +136,15 @@ def test_prefill_stores_the_prompts(decisions: Decisions) -> None:
 def test_every_transfer_fits_the_budgeted_slot(decisions: Decisions) -> None:
     sizes, element = Sizes.of(MODEL, decisions), MODEL.element_bytes
     slot_bytes = {
-        "weights": MODEL.layer_bytes,
+        **{f"weights.{part}": int(nbytes) for part, nbytes in enumerate(np.diff(MODEL.prefix_bytes))},
         "kv": sizes.kv_slot_blocks * BLOCK_TOKENS * KV_HOST.token_bytes(MODEL),
         "act": sizes.act_slot_blocks * BLOCK_TOKENS * ACT_HOST.token_bytes(MODEL),
         "store": max(sizes.prefill_store_elements, sizes.decode_store_elements) * element,
     }
     ops = operations(decisions)
     check_slots(ops, slot_bytes)
-    slots = {"weights": decisions.weight_slots, "kv": decisions.cache_slots, "act": decisions.cache_slots}
+    slots = {f"weights.{part}": decisions.weight_slots for part in range(WHOLE)}
+    slots |= {"kv": decisions.cache_slots, "act": decisions.cache_slots}
     slots["store"] = decisions.store_slots
     for op in ops:
         for name, slot in (*op.reads, *op.writes):
@@ -176,9 +183,9 @@ def test_every_part_of_every_layer_runs_once(decisions: Decisions) -> None:
 
 def test_all_on_the_gpu_touches_no_link() -> None:
     batches = uniform_batches([2, 2], 20, 5, KV_GPU)
-    ops = operations(decisions_of(batches, resident=range(LAYERS), weight_slots=0))
+    ops = operations(decisions_of(batches, [WHOLE] * LAYERS, weight_slots=0))
     assert {op.stream for op in ops} == {"compute"}
-    assert {op.weights for op in ops} == {-1}
+    assert {op.weights for op in ops} == {()}
 
 
 def test_one_token_each_is_prefill_only() -> None:
@@ -188,13 +195,17 @@ def test_one_token_each_is_prefill_only() -> None:
 
 
 def test_weights_fill_the_gaps_between_mini_batches() -> None:
-    """With four mini-batches and two cache slots a layer comes in three pieces, each after one mini-batch's cache."""
+    """With four mini-batches a quarter of the next layer follows each one's cache."""
     ops = operations(decisions_of(uniform_batches([1, 1, 1, 1], 20, 3, KV_HOST)))
-    pieces = [op for op in ops if op.kind == "load_weights" and op.step == 1 and op.layer == 3]
-    assert len(pieces) == 3
-    assert max(op.nbytes for op in pieces) - min(op.nbytes for op in pieces) <= 2 * ALIGNMENT
-    between = [op.kind for op in ops if pieces[0].id < op.id < pieces[1].id and op.stream == "h2d"]
-    assert between == ["load_kv"]
+    carried = [0]
+    for op in (op for op in ops if op.stream == "h2d" and op.step == 1):
+        if op.kind == "load_kv":
+            carried.append(0)
+        else:
+            carried[-1] += op.nbytes
+    even = MODEL.layer_bytes / 4
+    assert all(abs(nbytes - even) <= 2 * ALIGNMENT for nbytes in carried[1:])
+    assert len(carried) == 1 + 4 * LAYERS
 
 
 @given(st.integers(1, 4))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from helpers import decisions_of, ideal_hardware, random_decisions, small_model, uniform_batches
+from helpers import WHOLE, decisions_of, ideal_hardware, random_decisions, small_model, uniform_batches
 from hypothesis import given, settings
 from slow_clocks import fast
 
@@ -86,7 +86,7 @@ def test_a_whole_job_by_hand() -> None:
 
 
 def test_resident_is_the_sum_of_its_compute() -> None:
-    decisions = decisions_of(uniform_batches([2], 20, 4, KV_GPU), resident=range(3), weight_slots=0)
+    decisions = decisions_of(uniform_batches([2], 20, 4, KV_GPU), resident_parts=(WHOLE,) * 3, weight_slots=0)
     timeline = simulate(COSTS, decisions)
     expected = COSTS.embed(40).seconds + 3 * COSTS.prefill_forward((20, 20)).seconds + COSTS.sample(2).seconds
     for cached in (40, 42, 44):

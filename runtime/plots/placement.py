@@ -29,7 +29,7 @@ LEAST_SHOWN = 0.02
 FAR = 0.05
 """Of the limit: a budget that takes less is drawn without it, or nothing of it could be seen."""
 LINES = {
-    "embedding, head and final norm": Look("#525252"), "resident layers": Look("#252525"),
+    "embedding, head and final norm": Look("#525252"), "resident weights": Look("#252525"),
     "weight slots": Look("#969696", "///"), "streamed layers": Look("#969696", "///"),
     "act@gpu blocks": LOOKS["act@gpu"], "kv@gpu blocks": LOOKS["kv@gpu"],
     "act@host blocks": LOOKS["act@host"], "kv@host blocks": LOOKS["kv@host"],
