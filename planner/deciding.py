@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import floor
 
 from planner.costs import CostModel
-from planner.decisions import Decisions, spread_parts
+from planner.decisions import EXACT, Decisions, spread_parts
 from planner.epochs import Epoch
 from planner.forms import FORM_BY_NAME, CacheForm
 from planner.memory import gpu_lines, host_lines, pinned_total, planned_bytes
@@ -68,7 +68,7 @@ class Decider:
                 return found
         size = self.prefill_sizes[one.split.prefill]
         decided = replace(
-            one.problem, prefill=(size.size,), streams=one.split.streams,
+            one.problem, prefill=(size.size,), least_parts=one.split.least_parts,
             min_resident_layers=one.split.resident_layers, max_resident_layers=one.split.resident_layers,
         )  # fmt: skip
         # What is decided is solved sooner; where it leaves no room, all is open again.
@@ -114,7 +114,7 @@ class Decider:
             mini_batches=ordered,
             prefill_passes=self.prefill.passes(ordered, size.chunk, size.passed),
             resident_parts=spread_parts(self.costs.model, split.resident_layers),
-            weight_slots=weights if split.streams else 0,
+            weight_slots=weights if split.resident_layers < self.costs.model.layers * (1 - EXACT) else 0,
             cache_slots=cache,
             store_slots=store,
         )

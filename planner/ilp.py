@@ -50,16 +50,20 @@ class SplitModel:
         self.t = {(b, e): var(f"t_{b}_{e}", 0) for b in bins for e in epochs}
         self.early = {(b, e): var(f"early_{b}_{e}", 0) for b in bins for e in epochs if data.head_start}
         self.weights_t = {b: var(f"weights_t_{b}", 0) for b in bins}
-        self.resident = var("resident_layers", data.min_resident_layers, layers if most is None else most)
+        fewest, most = data.min_resident_layers, layers if most is None else most
         self.shares = [nbytes / data.model.layer_bytes for nbytes in data.model.prefix_bytes]
         """Of a layer that its first 0, 1, ... parts are."""
-        whole = len(self.shares) - 1
-        self.kept_parts = [
-            var(f"kept_parts_{k}", 0, 0 if data.streams is not None and data.streams == (k == whole) else 1, category)
-            for k in range(whole + 1)
-        ]
-        self.slot_share = _sum((1 - share) * self.kept_parts[k] for k, share in enumerate(self.shares))
+        self.kept_parts: list[Any] = []
+        self.slot_share: Any
         """Of a layer that a weight slot holds: what streams of those of which least is resident."""
+        if (least := data.least_parts) is None:
+            self.kept_parts = [var(f"kept_parts_{k}", 0, 1, category) for k in range(len(self.shares))]
+            self.slot_share = _sum((1 - share) * self.kept_parts[k] for k, share in enumerate(self.shares))
+        else:
+            beyond = self.shares[min(least + 1, len(self.shares) - 1)]
+            fewest, most = max(fewest, layers * self.shares[least]), min(most, layers * beyond)
+            self.slot_share = 1 - self.shares[least]
+        self.resident = var("resident_layers", fewest, max(fewest, most))
         self.kv_slot, self.act_slot = var("kv_slot_gib", 0), var("act_slot_gib", 0)
         self.rebuilt, self.overlay = var("rebuilt_gib", 0), var("overlay_gib", 0)
         self.prefill_t = var("prefill_t", 0)
@@ -173,13 +177,15 @@ def gpu_memory(m: SplitModel) -> None:
 
     Of every layer the first k parts are resident, of some one more: sum_k kept_parts[k] = 1, resident >= layers sum_k
     share[k] kept_parts[k], and slots hold the rest of those with k: slot_share = sum_k (1 - share[k]) kept_parts[k].
+    Where k is decided, layers share[k] <= resident <= layers share[k + 1].
     """
     d, w = m.data, m.data.model.layer_bytes / GIB
     m.problem += m.overlay >= d.cache_slots * (m.kv_slot + m.act_slot) + m.rebuilt + d.fixed_decode_bytes / GIB
     m.problem += m.overlay >= _sum(m.chosen[k] * (size.nbytes / GIB) for k, size in enumerate(d.prefill))
-    m.problem += _sum(m.kept_parts) == 1, "kept_parts"
-    kept = _sum(share * m.kept_parts[k] for k, share in enumerate(m.shares))
-    m.problem += m.resident >= d.model.layers * kept, "resident_parts"
+    if m.kept_parts:
+        m.problem += _sum(m.kept_parts) == 1, "kept_parts"
+        kept = _sum(share * m.kept_parts[k] for k, share in enumerate(m.shares))
+        m.problem += m.resident >= d.model.layers * kept, "resident_parts"
     held = _sum(
         m.final[b, g, f.name] * (f.block_bytes(d.model) / GIB) for b, g in m.lives for f in d.forms if f.on_gpu
     )  # fmt: skip
@@ -205,8 +211,8 @@ def step_time(m: SplitModel) -> None:
     stream that idles loses more time than contention would have cost it.
 
     sum_b weights_t[b] = (layers - resident) W / h2d: the pieces of a layer may fill any bin's gaps.
-    Of the link's time, sum_b,e early[b,e] steps[e] may fall into an earlier step or into prefill: at most what the slots
-    of the head start hold, and no more than one slot and what crosses during `sample_s` where all layers are streamed.
+    Of the link's time, sum_b,e early[b,e] steps[e] may fall into an earlier step or into prefill: at most what the
+    slots of the head start hold, and no more than one and what crosses during `sample_s` where all layers stream.
     """
     d = m.data
     rate = d.hardware.link.h2d_bytes_per_s.value

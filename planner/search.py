@@ -17,7 +17,7 @@ from planner.bins import AverageBin, exact_bins
 from planner.composition import compose, compose_by_end
 from planner.costs import CostModel
 from planner.deciding import Decider, Solved, overshoot
-from planner.decisions import Decisions
+from planner.decisions import EXACT, Decisions
 from planner.epochs import MAX_EPOCHS, Classes, Epoch, lifetime_of, make_epochs
 from planner.forms import CacheForm, blocks_for
 from planner.memory import workspace_elements
@@ -28,9 +28,11 @@ from planner.workload import Workload
 
 TOLERANCE = 1e-3
 MAX_NODES = 16
-"""Intervals looked at, after which the lowest bound left stands: it rises by less than a thousandth beyond."""
-MAX_EXACT_SOLVES = 1
+"""Intervals cut, after which the lowest bound left stands: it rises by less than a thousandth beyond."""
+MAX_EXACT_SOLVES = 2
 """Numbers of mini-batches, the most promising first: those near it are tried by who simulates them."""
+RISING = 0.01
+"""Relative: how far beyond the least the promise of ever more mini-batches must be to look no further."""
 SIZES_AROUND = 4
 """Sizes of prefill tried on either side of the one that the linear program takes most of."""
 MOST_CACHE_SLOTS = 3
@@ -71,8 +73,8 @@ class Found:
     exact_solves: int
 
 
-_Node = tuple[float, int, int, bool, bool]
-"""(bound, fewest and most mini-batches, whether any layer streams, whether the bound is that of whole layers)."""
+_Node = tuple[float, int, int, int]
+"""(bound, fewest and most mini-batches, how many parts of every layer are resident at least)."""
 
 
 class Search:
@@ -102,7 +104,7 @@ class Search:
             costs, self.requests, self.epochs, forms, self.prefill, self.prefill_sizes, slots,
             options.act_share is None,
         )  # fmt: skip
-        self._bounds: dict[tuple[int, int, bool], float | None] = {}
+        self._bounds: dict[tuple[int, int, int], float | None] = {}
         self._cache: dict[int, Solved | None] = {}
         self._rounded: dict[int, Decisions | None] = {}
 
@@ -126,52 +128,41 @@ class Search:
     def run(self, below_s: float = inf) -> Found | None:
         """None when no number of mini-batches is feasible, or all are proven to take `below_s` or more."""
         heap: list[_Node] = []
-        for streams in (True, False):
-            self._push(heap, *self._counts, streams)
-        best_s = self._first_s(heap[0][0]) if heap and heap[0][0] < below_s else inf
-        proven: list[float] = []
-        solves = 0
+        for least_parts in self._levels:
+            self._push(heap, *self._counts, least_parts)
+        if not heap or heap[0][0] >= below_s:
+            return None
+        best_s = self._first_s(below_s)
         for _ in range(MAX_NODES):
-            if not heap:
+            if not heap or heap[0][0] >= min(best_s * (1 - TOLERANCE), below_s) or heap[0][1] == heap[0][2]:
                 break
-            bound, lo, hi, streams, fine = heapq.heappop(heap)
-            enough = best_s < inf and solves >= MAX_EXACT_SOLVES
-            if bound >= min(best_s * (1 - TOLERANCE), below_s) or enough:
-                proven.append(bound)
-                break
-            if lo < hi:
-                # The fewest are mostly best, so intervals grow with the number.
-                middle = min((lo + hi) // 2, 2 * lo - 1)
-                self._push(heap, lo, middle, streams)
-                self._push(heap, middle + 1, hi, streams)
-            elif not fine:
-                if split := solve(self.relaxed(lo, lo, streams)):
-                    heapq.heappush(heap, (max(split.bound_s, bound), lo, lo, streams, True))
-            else:
-                proven.append(bound)
-                solves += 1
-                one = self._solved(lo)
-                # Where rounding failed there is no plan, however good it looks in real numbers.
-                if one and one.split.objective_s < best_s and self._decided(lo):
-                    best_s = one.split.objective_s
-        proven += [node[0] for node in heap[:1]]
+            _, lo, hi, least_parts = heapq.heappop(heap)
+            # The fewest are mostly best, so intervals grow with the number.
+            middle = min((lo + hi) // 2, 2 * lo - 1)
+            self._push(heap, lo, middle, least_parts)
+            self._push(heap, middle + 1, hi, least_parts)
         for count in self._simplest_first(best_s) if best_s < inf else ():
             decisions, one = self._decided(count), self._solved(count)
             if decisions and one:
-                return Found(decisions, one.split.objective_s, min([*proven, best_s]), solves)
+                bound_s = min([best_s, *(node[0] for node in heap[:1])])
+                return Found(decisions, one.split.objective_s, bound_s, len(self._cache))
         return None
 
-    def _first_s(self, floor_s: float) -> float:
-        """The least objective of 1, 2, 4, ... mini-batches up to the first that is slower than fewer. Without it
-        intervals, whose bounds differ little where the link binds, would be cut ever smaller before any is planned."""
-        best_s, (count, most) = inf, self._counts
-        while count <= most and best_s > floor_s * (1 + TOLERANCE):
-            objective_s = self._objective_s(count) if self._likely(count, best_s) else inf
-            better = objective_s < best_s and self._decided(count) is not None
-            if best_s < inf and not better:
+    def _first_s(self, below_s: float) -> float:
+        """The least objective of the numbers 1, 2, 4, ... of mini-batches that the relaxation promises most of."""
+        promised: list[tuple[float, int]] = []
+        count, most = self._counts
+        while count <= most and (not promised or promised[-1][0] <= min(promised)[0] * (1 + RISING)):
+            if (bound_s := self._promised_s(count)) < inf:
+                promised.append((bound_s, count))
+            count *= 2
+        best_s = below_s
+        for tried, (bound_s, count) in enumerate(sorted(promised)):
+            if bound_s >= best_s or (best_s < below_s and tried >= MAX_EXACT_SOLVES):
                 break
-            best_s, count = objective_s if better else inf, 2 * count
-        return best_s
+            if self._objective_s(count) < best_s and self._decided(count) is not None:
+                best_s = self._objective_s(count)
+        return best_s if best_s < below_s else inf
 
     @property
     def _counts(self) -> tuple[int, int]:
@@ -193,8 +184,23 @@ class Search:
 
     def _likely(self, count: int, below_s: float) -> bool:
         """Whether the relaxation leaves it open that `count` mini-batches take less than `below_s`."""
-        bounds = (self._bound(count, count, streams) for streams in (True, False))
-        return any(bound is not None and bound < below_s for bound in bounds)
+        return self._promised_s(count) < below_s
+
+    def _promised_s(self, count: int) -> float:
+        """What the relaxation says of so many mini-batches; infinite where not even real numbers fit."""
+        bounds = (self._bound(count, count, least_parts) for least_parts in self._levels)
+        return min((bound for bound in bounds if bound is not None), default=inf)
+
+    @cached_property
+    def _levels(self) -> list[int]:
+        """How many parts of every layer may be resident at least, within the options."""
+        model, most = self.costs.model, self.options.max_resident_layers
+        ends = [model.layers * nbytes / model.layer_bytes for nbytes in model.prefix_bytes]
+        upper = model.layers if most is None else most
+        return [
+            k for k, (low, high) in enumerate(zip(ends, [*ends[1:], ends[-1]], strict=True))
+            if low <= upper * (1 + EXACT) and high >= self.options.min_resident_layers * (1 - EXACT)
+        ]  # fmt: skip
 
     def near(self, counts: Iterable[int], below_s: float) -> Iterator[Found]:
         """Decisions with `counts` mini-batches that may take less than `below_s`, the most promising number first.
@@ -209,7 +215,7 @@ class Search:
 
     def floor_s(self) -> float | None:
         """What no plan undercuts, whatever its number of mini-batches; None where not even real numbers fit."""
-        found = [self._bound(*self._counts, streams) for streams in (True, False)]
+        found = [self._bound(*self._counts, least_parts) for least_parts in self._levels]
         return min((bound for bound in found if bound is not None), default=None)
 
     @property
@@ -232,22 +238,20 @@ class Search:
         decisions = self._decider.rounded(one)
         return Found(decisions, one.split.objective_s, 0.0, 1) if decisions else None
 
-    def _push(self, heap: list[_Node], lo: int, hi: int, streams: bool) -> None:
-        bound = self._bound(lo, hi, streams)
+    def _push(self, heap: list[_Node], lo: int, hi: int, least_parts: int) -> None:
+        bound = self._bound(lo, hi, least_parts)
         if bound is not None:
-            heapq.heappush(heap, (bound, lo, hi, streams, False))
+            heapq.heappush(heap, (bound, lo, hi, least_parts))
 
-    def _bound(self, lo: int, hi: int, streams: bool) -> float | None:
+    def _bound(self, lo: int, hi: int, least_parts: int) -> float | None:
         """That of the linear program; None where it has no solution."""
-        key = lo, hi, streams
+        key = lo, hi, least_parts
         if key not in self._bounds:
-            layers, most = self.costs.model.layers, self.options.max_resident_layers
-            possible = self.options.min_resident_layers < layers if streams else most is None or most >= layers
-            split = solve(self.relaxed(lo, hi, streams), relax=True) if possible else None
+            split = solve(self.relaxed(lo, hi, least_parts), relax=True)
             self._bounds[key] = split.bound_s if split else None
         return self._bounds[key]
 
-    def relaxed(self, lo: int, hi: int, streams: bool | None = None) -> SplitProblem:
+    def relaxed(self, lo: int, hi: int, least_parts: int | None = None) -> SplitProblem:
         """The relaxation of every composition of `lo` to `hi` mini-batches."""
         # The bound must not charge store slots that a plan without host blocks does not need.
         bins, rows = (self.average.at(lo, hi),), -(-len(self.requests) // hi)
@@ -257,7 +261,7 @@ class Search:
             problem = replace(problem, pieces_per_layer=pieces)
         # The link runs ahead of compute by the slots, so a link-bound decode begins while prefill still computes.
         sample_s = self.costs.sample(len(self.requests)).seconds
-        return replace(problem, head_start=self.options.weight_slots, sample_s=sample_s, streams=streams)
+        return replace(problem, head_start=self.options.weight_slots, sample_s=sample_s, least_parts=least_parts)
 
     # ---- one number of mini-batches --------------------------------------------------------------
 
@@ -279,23 +283,23 @@ class Search:
 
     def _solved(self, count: int) -> Solved | None:
         if count not in self._cache:
-            bounds = {streams: self._bound(count, count, streams) for streams in (True, False)}
-            likely = sorted((bound, streams) for streams, bound in bounds.items() if bound is not None)
+            bounds = {least_parts: self._bound(count, count, least_parts) for least_parts in self._levels}
+            likely = sorted((bound, least_parts) for least_parts, bound in bounds.items() if bound is not None)
             batches = self._batches(count) if likely else []
             best: Solved | None = None
-            for bound, streams in likely:
+            for bound, least_parts in likely:
                 if best is None or bound < best.split.objective_s:
-                    one = self._solve(batches, streams)
+                    one = self._solve(batches, least_parts)
                     best = min(filter(None, (best, one)), key=lambda solved: solved.split.objective_s, default=None)
             self._cache[count] = best
         return self._cache[count]
 
-    def _solve(self, batches: list[list[int]], streams: bool | None = None) -> Solved | None:
+    def _solve(self, batches: list[list[int]], least_parts: int | None = None) -> Solved | None:
         bins, indices = exact_bins(self.costs, self.requests, self.epochs, batches)
         rows = max(len(members) for members in batches)
         sizes = tuple(one.size for one in self.prefill_sizes)
         problem = self._problem(bins, rows, self._store_elements, sizes)
-        problem = replace(problem, pieces_per_layer=self._pieces(len(batches)), decided=True, streams=streams)
+        problem = replace(problem, pieces_per_layer=self._pieces(len(batches)), decided=True, least_parts=least_parts)
         if len(sizes) > 2 * SIZES_AROUND + 1 and (first := solve(problem, relax=True)):
             low = max(first.prefill - SIZES_AROUND, 0)
             if found := self._split(problem, range(low, min(low + 2 * SIZES_AROUND + 1, len(sizes)))):

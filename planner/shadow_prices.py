@@ -126,8 +126,8 @@ def more_of(problem: SplitProblem, resource: Resource, share: float) -> SplitPro
 
 def priced(search: Search, decisions: Decisions) -> PricedProblem:
     """The LP of a plan's decisions."""
-    count = len(decisions.mini_batches)
-    return PricedProblem(search.relaxed(count, count, streams=decisions.weight_slots > 0))
+    count, whole = len(decisions.mini_batches), len(search.costs.model.prefix_bytes) - 1
+    return PricedProblem(search.relaxed(count, count, None if decisions.weight_slots else whole))
 
 
 def what_if(parts: Sequence[tuple[Search, Decisions]], total_s: float, tokens: int) -> list[WhatIf]:

@@ -87,8 +87,9 @@ class SplitProblem:
     that step: where weights of every layer stream, one and what crosses while prefill chooses its tokens."""
     sample_s: float = 0.0
     """Of choosing the first tokens, after prefill's last layer."""
-    streams: bool | None = None
-    """Whether any layer is streamed, where that is decided."""
+    least_parts: int | None = None
+    """How many parts of every layer are resident and not of every layer more, where that is decided: slots hold the
+    others."""
     gpu_margin_bytes: float = 0.0
     """GPU memory to leave for the rounding of blocks and of slots."""
     host_margin_bytes: float = 0.0
@@ -121,8 +122,8 @@ class Split:
     """The number of the chosen size."""
     resident_layers: float
     """How many whole layers the resident weights come to: in whole parts where they are decided."""
-    streams: bool
-    """Whether any weights cross the link."""
+    least_parts: int
+    """How many parts of every layer are resident and not of every layer more."""
     objective_s: float
     bound_s: float
     """What the solver proved for this very problem."""

@@ -35,11 +35,17 @@ def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: f
         final=final,
         prefill=max(range(len(data.prefill)), key=lambda k: m.chosen[k].varValue or 0.0),
         resident_layers=float(m.resident.varValue),
-        streams=(m.kept_parts[-1].varValue or 0.0) < 0.5,
+        least_parts=_least_parts(m),
         objective_s=float(pulp.value(m.job_t)) * data.unit_s,
         # link_use and host_use <= job time, so the least job time is at least the least objective / (1 + 2 TIE_BREAK).
         bound_s=bound * (1 - SOLVER_SLACK) / (1 + 2 * TIE_BREAK if data.decided else 1),
     )
+
+
+def _least_parts(m: SplitModel) -> int:
+    if m.data.least_parts is not None:
+        return m.data.least_parts
+    return max(range(len(m.kept_parts)), key=lambda k: m.kept_parts[k].varValue or 0.0)
 
 
 def _solved(m: SplitModel, **options: float) -> bool:
