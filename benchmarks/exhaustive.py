@@ -1,7 +1,8 @@
 """`python -m benchmarks.exhaustive`: plans of small random jobs beside every plan of whole requests, simulated.
 
 Enumerated are all ways to form up to three mini-batches, one cache form for each request, every amount of weights
-on the GPU and the longest passes of prefill that fit. Plans may also cut a request into forms, so they may come out ahead.
+on the GPU and the longest passes of prefill that fit. Plans may also cut a request into forms, so they may come out
+ahead.
 """
 
 from __future__ import annotations
