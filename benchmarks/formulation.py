@@ -36,8 +36,12 @@ VARIABLES = {
     "final": ("final[b,g,f]", "blocks", "in form `f` in the end: what memory must hold"),
     "used": ("used[f,s]", "0 or 1", "whether form `f` is in use throughout run `s` of epochs"),
     "further": ("further[b,s]", "calls", "of attention in a layer and step beyond those counted in compute"),
-    "resident_layers": ("resident", "layers", "whose weights stay on the GPU"),
-    "any_streamed": ("streams", "0 or 1", "whether any layer is streamed, so that weight slots are needed"),
+    "resident_layers": ("resident", "layers", "that the weights on the GPU come to"),
+    "kept_parts": (
+        "kept_parts[k]",
+        "0 or 1",
+        "whether of every layer `k` parts are resident, and not of all one more",
+    ),
     "t": ("t[b,e]", "time", "of bin `b` in one step of epoch `e`, all its mini-batches"),
     "weights_t": ("weights_t[b]", "time", "of weight transfers in one step that fall to bin `b`"),
     "early": ("early[b,e]", "time", "of the link in epoch `e` that falls into an earlier step; in the relaxation only"),
@@ -63,14 +67,14 @@ FAMILY_WORDS = {
         "Prefill and decode lie on the same bytes, the overlay. `outer` are embeddings and final norm, `capacity` is "
         "the usable memory less its reserve."
     ),
-    "host_memory": "Streamed layers and host blocks. The margin is what rounding to pinned slabs may add.",
+    "host_memory": "Streamed weights and host blocks. The margin is what rounding to pinned slabs may add.",
     "attention_calls": "Blocks in another form are attended in a call of their own.",
     "step_time": "A step is no shorter than either stream.",
     "prefill_time": "The same for prefill, with both directions of the link, at one of the sizes.",
     "link_time": "In the relaxation only: what runs ahead of its step is still carried by the one link.",
 }
 """What each family says, in a sentence or two. Its docstring is the algebra."""
-INDEXED = re.compile(r"^(n|final|t|weights_t|early|used|further|prefill|kept)((?:_\d+)+)$")
+INDEXED = re.compile(r"^(n|final|t|weights_t|early|used|further|prefill|kept|kept_parts)((?:_\d+)+)$")
 
 
 def main() -> None:
@@ -107,6 +111,7 @@ def constants() -> dict[str, str]:
         "second_look": f"{best.DOMINANCE_GAP:.2%}", "drift": f"{rounding.STICK:.0%}",
         "max_bins": str(bins.MAX_BINS),
         "roundings": str(deciding.MAX_ROUNDINGS), "nodes": str(search.MAX_NODES),
+        "solves": str(search.MAX_EXACT_SOLVES),
         "cache_slots": str(search.MOST_CACHE_SLOTS), "sampled": str(estimate.SAMPLED_STEPS),
         "nearly": f"{best.NEARLY:.1%}",
         "price_step": f"{prices.SMALL_STEP:.0%}", "price_holds": f"{prices.PRICE_HOLDS_UP_TO:.0%}",

@@ -6,10 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from math import inf
 
 import numpy as np
 import numpy.typing as npt
 
+from planner.best_rates import BestRates
 from planner.costs import CostModel
 from planner.curve import Surface
 from planner.epochs import Classes, Epoch, demand_of, demands_of, total
@@ -106,10 +108,10 @@ class Attention:
     classes: Classes
     epochs: Sequence[Epoch]
 
-    def seconds(self, most: float | None = None) -> Floats:
+    def seconds(self, most: float | None = None, tokens: float = inf) -> Floats:
         """[epochs] one call, or one for each class where calls take only equal requests; with `most`, no less than any
-        calls of at most so many requests each."""
-        return self._ragged_s(most) if self.costs.ragged else self._by_class_s(most)
+        calls of at most so many requests and cached tokens each."""
+        return self._ragged_s(most, tokens) if self.costs.ragged else self._by_class_s(most)
 
     @property
     def _table(self) -> Surface:
@@ -122,7 +124,11 @@ class Attention:
         shared = achieved.shared_attention(self.costs.model.gqa_group)
         return achieved.engine_slowdown.forward.value * shared * self.costs.model.kv_bytes_per_token_layer
 
-    def _ragged_s(self, most: float | None) -> Floats:
+    @cached_property
+    def _best(self) -> BestRates:
+        return BestRates(self._table, float((self.classes.prompt + self.classes.gen).max()), self.classes.count.sum())
+
+    def _ragged_s(self, most: float | None, most_tokens: float) -> Floats:
         """All requests in one call."""
         found = np.zeros(len(self.epochs))
         for e, epoch in enumerate(self.epochs):
@@ -135,7 +141,8 @@ class Attention:
                 rate = self._table.at(tokens / rows, rows)
             else:
                 longest, begun = float(alive.longest.max()), float(self.classes.count @ (alive.steps > 0))
-                rate = self._table.best_up_to(longest, min(most, begun))
+                all_tokens = float(self.classes.count @ np.where(alive.steps > 0, alive.longest, 0))
+                rate = self._best.up_to(longest, min(most, begun), min(most_tokens, all_tokens))
             found[e] = self._per_token * tokens / rate
         return found
 
@@ -207,7 +214,8 @@ class AverageBin:
         layers = self.costs.model.layers
         # No mini-batch, and so no transfer or rebuild of one, is larger than the mean by more than one request.
         carried = self.whole.final_blocks / fewest + self.largest
-        compute = layers * (self._attention_s(self._most_in_a_call(fewest)) + self._attention.further_s(most))
+        attention_s = self._attention_s(self._most_in_a_call(fewest), carried * BLOCK_TOKENS)
+        compute = layers * (attention_s + self._attention.further_s(most))
         for e, rows in enumerate(self.whole.rows):
             if rows > 0:
                 # Where requests have ended, so may have whole mini-batches, but no more than held those that ended.

@@ -9,6 +9,8 @@ from itertools import pairwise
 
 import pulp
 
+from planner.solver import Highs
+
 Lengths = tuple[int, int]
 """(peak blocks, generation length) of one request."""
 GOOD_ENOUGH = 0.002
@@ -136,7 +138,7 @@ def _level(sizes: Sequence[int], count: int, start: list[list[int]]) -> list[lis
     for b, bin_ in enumerate(ordered):
         for c in members:
             y[c, b].setInitialValue(sum(sizes[r] == c for r in bin_))
-    problem.solve(pulp.HiGHS(msg=False, gapRel=GOOD_ENOUGH, timeLimit=SOLVE_LIMIT_S, threads=1))
+    problem.solve(Highs(gapRel=GOOD_ENOUGH, timeLimit=SOLVE_LIMIT_S))
     values = {key: variable.varValue for key, variable in y.items()}
     if any(v is None for v in values.values()):
         return None

@@ -12,6 +12,7 @@ from planner.hardware import HardwareProfile
 from planner.ilp import GIB, build
 from planner.policies import Policy
 from planner.search import Search
+from planner.solver import Highs
 from planner.split_problem import SplitProblem
 from planner.workload import Request, Workload
 
@@ -75,7 +76,7 @@ def shortage(problem: SplitProblem) -> tuple[float, float]:
     m.problem.constraints["gpu_memory"] -= gpu
     m.problem.constraints["host_memory"] -= host
     m.problem.setObjective(GPU_DEARNESS * gpu + host)
-    m.problem.solve(pulp.HiGHS(msg=False, timeLimit=10, threads=1))
+    m.problem.solve(Highs(timeLimit=10))
     if pulp.LpStatus[m.problem.status] != "Optimal":
         raise HybridserveError("these options contradict each other: no amount of memory would help")
     return float(gpu.varValue or 0) * GIB, float(host.varValue or 0) * GIB

@@ -56,13 +56,17 @@ class SplitModel:
         self.kept_parts: list[Any] = []
         self.slot_share: Any
         """Of a layer that a weight slot holds: what streams of those of which least is resident."""
+        self.ahead_share: Any
+        """Of a layer that is ahead in the slots at most while the last layer, of which more may be resident, is
+        computed."""
         if (least := data.least_parts) is None:
             self.kept_parts = [var(f"kept_parts_{k}", 0, 1, category) for k in range(len(self.shares))]
             self.slot_share = _sum((1 - share) * self.kept_parts[k] for k, share in enumerate(self.shares))
+            self.ahead_share = _sum(self._ahead(k) * kept for k, kept in enumerate(self.kept_parts))
         else:
             beyond = self.shares[min(least + 1, len(self.shares) - 1)]
             fewest, most = max(fewest, layers * self.shares[least]), min(most, layers * beyond)
-            self.slot_share = 1 - self.shares[least]
+            self.slot_share, self.ahead_share = 1 - self.shares[least], self._ahead(least)
         self.resident = var("resident_layers", fewest, max(fewest, most))
         self.kv_slot, self.act_slot = var("kv_slot_gib", 0), var("act_slot_gib", 0)
         self.rebuilt, self.overlay = var("rebuilt_gib", 0), var("overlay_gib", 0)
@@ -80,6 +84,10 @@ class SplitModel:
         self._held: dict[tuple[int, str, int], Any] = {}
         self.rows: dict[str, list[str]] = {}
         """Names of the rows that each family added."""
+
+    def _ahead(self, least: int) -> float:
+        beyond = self.shares[min(least + 1, len(self.shares) - 1)]
+        return max(self.data.head_start * (1 - self.shares[least]) - (1 - beyond), 0.0)
 
     def alive_in(self, b: int, g: int) -> list[int]:
         """The epochs in which requests of lifetime g are still generating, from the first on."""
@@ -212,7 +220,7 @@ def step_time(m: SplitModel) -> None:
 
     sum_b weights_t[b] = (layers - resident) W / h2d: the pieces of a layer may fill any bin's gaps.
     Of the link's time, sum_b,e early[b,e] steps[e] may fall into an earlier step or into prefill: at most what the
-    slots of the head start hold, and no more than one and what crosses during `sample_s` where all layers stream.
+    slots of the head start hold, and no more than they hold beside the last layer and what crosses during `sample_s`.
     """
     d = m.data
     rate = d.hardware.link.h2d_bytes_per_s.value
@@ -223,7 +231,7 @@ def step_time(m: SplitModel) -> None:
         layer_t = d.model.layer_bytes / (rate * d.unit_s)
         early_t = _sum(early * d.epochs[e].steps for (_, e), early in m.early.items())
         m.problem += early_t <= m.slot_share * (d.head_start * layer_t), "head_start"
-        m.problem += early_t <= (m.slot_share + m.resident) * layer_t + d.sample_s / d.unit_s, "head_start_streamed"
+        m.problem += early_t <= m.ahead_share * layer_t + d.sample_s / d.unit_s, "head_start_streamed"
     stretch_of = {e: s for s, run in enumerate(m.stretches()) for e in run}
     for b, part in enumerate(d.bins):
         for e in range(len(d.epochs)):

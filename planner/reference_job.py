@@ -91,11 +91,10 @@ def _plans(hardware: HardwareProfile, job: Job, model: ModelSpec) -> list[ShortJ
 def shorten(job: Job, model: ModelSpec, decisions: Decisions) -> ShortJob:
     """The first layers and decode steps of a plan; the share of resident layers stays as near as it can."""
     layers = min(LAYERS, model.layers)
-    resident = spread_parts(model, resident_layers(model, decisions) * layers / model.layers)
+    short = model.model_copy(update={"layers": layers})
+    resident = spread_parts(short, resident_layers(model, decisions) * layers / model.layers)
     batches = tuple(_first_steps(batch) for batch in decisions.mini_batches)
-    short, few = model.model_copy(update={"layers": layers}), replace(
-        decisions, mini_batches=batches, resident_parts=resident
-    )  # fmt: skip
+    few = replace(decisions, mini_batches=batches, resident_parts=resident)
     columns = schedule_columns(Schedule(short, few))
     return ShortJob(job, short, few, columns, model.layers / layers, decisions.decode_steps)
 

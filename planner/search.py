@@ -59,7 +59,7 @@ class Options:
     """How many waves the job is cut into; a `Search` plans one of them."""
     vary_slots: bool = True
     """Whether more cache slots may be tried: waves share them, so there they stay as they are."""
-    simplicity: float = 0.0025
+    simplicity: float = 0.001
     """Of plans this close to the best, take the one with the fewest mini-batches: fewer operations, same speed."""
 
 
@@ -127,9 +127,7 @@ class Search:
 
     def run(self, below_s: float = inf) -> Found | None:
         """None when no number of mini-batches is feasible, or all are proven to take `below_s` or more."""
-        heap: list[_Node] = []
-        for least_parts in self._levels:
-            self._push(heap, *self._counts, least_parts)
+        heap: list[_Node] = [(floor_s, *self._counts, least_parts) for floor_s, least_parts in self._floors]
         if not heap or heap[0][0] >= below_s:
             return None
         best_s = self._first_s(below_s)
@@ -188,8 +186,24 @@ class Search:
 
     def _promised_s(self, count: int) -> float:
         """What the relaxation says of so many mini-batches; infinite where not even real numbers fit."""
-        bounds = (self._bound(count, count, least_parts) for least_parts in self._levels)
-        return min((bound for bound in bounds if bound is not None), default=inf)
+        return next((bound_s for bound_s, _ in self._levels_by_promise(count)), inf)
+
+    def _levels_by_promise(self, count: int) -> Iterator[tuple[float, int]]:
+        """(what the relaxation says, parts of every layer that are resident at least), ascending: no more of them are
+        bounded than is asked for."""
+        heap: list[tuple[float, int, bool]] = [(floor_s, least_parts, False) for floor_s, least_parts in self._floors]
+        while heap:
+            bound_s, least_parts, bounded = heapq.heappop(heap)
+            if bounded:
+                yield bound_s, least_parts
+            elif (found := self._bound(count, count, least_parts)) is not None:
+                heapq.heappush(heap, (found, least_parts, True))
+
+    @cached_property
+    def _floors(self) -> list[tuple[float, int]]:
+        """(what no number of mini-batches undercuts, parts of every layer that are resident at least), ascending."""
+        found = [(self._bound(*self._counts, least_parts), least_parts) for least_parts in self._levels]
+        return sorted((bound_s, least_parts) for bound_s, least_parts in found if bound_s is not None)
 
     @cached_property
     def _levels(self) -> list[int]:
@@ -215,8 +229,7 @@ class Search:
 
     def floor_s(self) -> float | None:
         """What no plan undercuts, whatever its number of mini-batches; None where not even real numbers fit."""
-        found = [self._bound(*self._counts, least_parts) for least_parts in self._levels]
-        return min((bound for bound in found if bound is not None), default=None)
+        return self._floors[0][0] if self._floors else None
 
     @property
     def margins(self) -> tuple[float, float]:
@@ -283,13 +296,10 @@ class Search:
 
     def _solved(self, count: int) -> Solved | None:
         if count not in self._cache:
-            bounds = {least_parts: self._bound(count, count, least_parts) for least_parts in self._levels}
-            likely = sorted((bound, least_parts) for least_parts, bound in bounds.items() if bound is not None)
-            batches = self._batches(count) if likely else []
             best: Solved | None = None
-            for bound, least_parts in likely:
-                if best is None or bound < best.split.objective_s:
-                    one = self._solve(batches, least_parts)
+            for bound_s, least_parts in self._levels_by_promise(count):
+                if best is None or bound_s < best.split.objective_s:
+                    one = self._solve(self._batches(count), least_parts)
                     best = min(filter(None, (best, one)), key=lambda solved: solved.split.objective_s, default=None)
             self._cache[count] = best
         return self._cache[count]

@@ -25,6 +25,7 @@ from planner.errors import HybridserveError
 from planner.ilp import TIE_BREAK, build
 from planner.plan import WhatIf
 from planner.search import Search
+from planner.solver import Highs
 from planner.split_problem import SplitProblem
 from planner.what_if import RATES, Resource, Step, steps, with_more
 
@@ -99,7 +100,7 @@ class PricedProblem:
 
     def _solved(self, problem: SplitProblem) -> tuple[Any, float]:
         model = self._build(problem)
-        model.problem.solve(pulp.HiGHS(msg=False, threads=1))
+        model.problem.solve(Highs())
         if model.problem.status != pulp.LpStatusOptimal:
             said = pulp.LpStatus[model.problem.status]
             raise HybridserveError(f"the relaxation of a plan that was found has no optimum: {said}")
@@ -126,8 +127,8 @@ def more_of(problem: SplitProblem, resource: Resource, share: float) -> SplitPro
 
 def priced(search: Search, decisions: Decisions) -> PricedProblem:
     """The LP of a plan's decisions."""
-    count, whole = len(decisions.mini_batches), len(search.costs.model.prefix_bytes) - 1
-    return PricedProblem(search.relaxed(count, count, None if decisions.weight_slots else whole))
+    count = len(decisions.mini_batches)
+    return PricedProblem(search.relaxed(count, count, min(decisions.resident_parts, default=0)))
 
 
 def what_if(parts: Sequence[tuple[Search, Decisions]], total_s: float, tokens: int) -> list[WhatIf]:

@@ -9,6 +9,7 @@ import pulp
 from planner.decisions import whole_parts
 from planner.errors import HybridserveError
 from planner.ilp import TIE_BREAK, SplitModel, alive_shares, build
+from planner.solver import Highs
 from planner.split_problem import Split, SplitProblem
 
 SOLVER_SLACK = 1e-6
@@ -51,7 +52,7 @@ def _least_parts(m: SplitModel) -> int:
 def _solved(m: SplitModel, **options: float) -> bool:
     """Whether there is a solution, which the variables then hold."""
     for settings in (QUICK, {}):  # without presolving, a badly scaled problem may be given up
-        m.problem.solve(pulp.HiGHS(msg=False, threads=1, **settings, **options))
+        m.problem.solve(Highs(**settings, **options))
         status = pulp.LpStatus[m.problem.status]
         if status in ("Infeasible", "Undefined"):
             return False

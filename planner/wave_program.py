@@ -15,6 +15,7 @@ from planner.epochs import Epoch
 from planner.forms import BLOCK_TOKENS, CacheForm
 from planner.ilp import GIB
 from planner.memory import workspace_elements
+from planner.solver import Highs
 
 if TYPE_CHECKING:
     from planner.wave_bound import WaveBound
@@ -112,7 +113,7 @@ class Program:
     def solve(self) -> Bound | None:
         """None where memory holds no such cut."""
         self.problem += _sum(self.decode_t) + self.prefill_t
-        self.problem.solve(pulp.HiGHS(msg=False, timeLimit=LATEST, threads=1))
+        self.problem.solve(Highs(timeLimit=LATEST))
         if pulp.LpStatus[self.problem.status] != "Optimal":
             return None
         total_t = float(pulp.value(self.problem.objective))

@@ -70,6 +70,8 @@ class WeightStream:
         self.slots: tuple[int, ...] = ()
         """Where the streamed parts of the current layer are, the first of them first; empty where none streams."""
         self._path = lru_cache(maxsize=None)(self._path_of)
+        self._goal = lru_cache(maxsize=None)(self._goal_of)
+        self._phase = lru_cache(maxsize=8)(self.units.phase)
         self._plans: dict[tuple[object, ...], _Plan] = {}
 
     @property
@@ -154,7 +156,7 @@ class WeightStream:
         # Sweeps are alike but for the first ones and the last ones, and for the slots that they begin with.
         few = 3 - self.units.earliest
         since, left = min(sweep, few), min(self._sweeps - sweep, few)
-        key = layer, parts, ahead, self._cut, since, left, self.units.phase(sweep)
+        key = layer, parts, ahead, self._cut, since, left, self._phase(sweep)
         if key not in self._plans:
             self._plans[key] = self._plan(sweep, layer, parts)
         return self._plans[key]
@@ -163,7 +165,8 @@ class WeightStream:
         begin: _Place = (self._target, self._cut)
         found: list[_Sent] = []
         for at in range(layer * parts, (layer + 1) * parts):
-            end = max(begin, self._goal(sweep, at, parts))
+            number, cut = self._goal(at, parts)
+            end = max(begin, (sweep * len(self.units.units) + number, cut))
             found.append(self._between(begin, end))
             begin = end
         pieces = tuple(tuple(piece for piece, _ in sent) for sent in found)
@@ -178,15 +181,15 @@ class WeightStream:
             upto = unit.nbytes if number < end[0] else end[1]
             if 0 <= sweep < self._sweeps:
                 slot = self.units.slot(sweep, unit.part, unit.use)
-                found.append((Piece(unit.part, slot, cut, upto - cut), unit.layer % self._layers))
+                found.append((Piece(unit.part, slot, unit.offset + cut, upto - cut), unit.layer % self._layers))
             begin = (number + 1, 0) if upto == unit.nbytes else (number, upto)
         return found
 
-    def _goal(self, sweep: int, at: int, parts: int) -> _Place:
+    def _goal_of(self, at: int, parts: int) -> _Place:
         """How far to send after part `at` of a sweep."""
         grain = self._layer_bytes / (_GRAINS * parts)
         number, cut = self.units.at(max(int(self._path(parts)[at + 1] // grain * grain), self._due(at, parts)))
-        return sweep * len(self.units.units) + number, cut // ALIGNMENT * ALIGNMENT
+        return number, cut // ALIGNMENT * ALIGNMENT
 
     def _path_of(self, parts: int) -> list[float]:
         """[parts of a sweep + 1] bytes sent before each part, and in the end: as evenly as due and room allow."""

@@ -210,7 +210,7 @@ def test_a_scale_model_keeps_the_ratios(plan: hs.Plan) -> None:
     found = hs.scale_model(plan.hardware, hidden=128, layers=2, vocab=64, scale_requests=4, gen_len=3, slots_share=4.0)
     short = found.plan(3, act_share=0.5)
     assert found.hardware.scale_model_of == "opt-30b on rtx4090-pcie4, 128 requests of 640 tokens"
-    assert not short.record.decisions.resident_layers and len(short.workload) == 4
+    assert not short.record.decisions.resident_parts and len(short.workload) == 4
     assert short.act_share == pytest.approx(0.5, abs=0.1)
     assert "ratios, not speeds" in str(found)
     with pytest.raises(hs.InputError, match="runs on a CPU with a paced link, not on"):

@@ -53,7 +53,7 @@ def test_every_request_has_the_same_ratio(plans: dict[str, Plan]) -> None:
     groups = [g for batch in plan.decisions.mini_batches for g in batch.groups]
     shares = {sum(form.rebuilt for form in g.blocks) / len(g.blocks) for g in groups}
     assert len(shares) == 1
-    assert plan.decisions.resident_layers == ()
+    assert plan.decisions.resident_parts == ()
     assert {form for g in groups for form in g.blocks} <= {ACT_GPU, ACT_HOST, KV_HOST}
     sizes = [len(batch.requests) for batch in plan.decisions.mini_batches]
     assert max(sizes) - min(sizes) <= 1
@@ -126,7 +126,7 @@ def test_hybrid_is_never_slower_than_a_policy_whose_choices_it_contains(
 def test_resident_keeps_everything_on_the_gpu() -> None:
     hardware = load_hardware("h200")
     plan = make_plan(hardware, load_model("opt-13b"), ragged([(300, 20), (512, 32), (64, 9)]), POLICIES["resident"])
-    assert plan.decisions.resident_layers == tuple(range(40))
+    assert plan.decisions.resident_parts == (3,) * 40
     assert not plan.offloads
     assert {form for b in plan.decisions.mini_batches for g in b.groups for form in g.blocks} == {KV_GPU}
 
@@ -135,7 +135,7 @@ def test_resident_runs_in_waves_what_the_gpu_does_not_hold_at_once() -> None:
     hardware = load_hardware("a100-40gb")
     plan = make_plan(hardware, load_model("opt-13b"), Workload.uniform(64, 512, 32), POLICIES["resident"])
     assert len(plan.waves) > 1
-    assert all(wave.resident_layers == tuple(range(40)) for wave in plan.waves)
+    assert all(wave.resident_parts == (3,) * 40 for wave in plan.waves)
 
 
 def test_resident_names_what_is_missing() -> None:

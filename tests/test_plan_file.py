@@ -15,6 +15,7 @@ from planner.checker import check_hazards
 from planner.errors import InputError
 from planner.files import dump_yaml
 from planner.hardware import load_hardware
+from planner.memory import resident_layers
 from planner.plan import Plan, read_plan
 from planner.planning import make_plan
 from planner.policies import POLICIES
@@ -44,7 +45,7 @@ GOOD: Data = yaml.safe_load(PLAN.to_yaml())
 
 
 def test_the_small_plan_is_worth_reading() -> None:
-    assert len(PLAN.decisions.resident_layers) <= 2
+    assert 0 < resident_layers(PLAN.model, PLAN.decisions) <= 2
     assert PLAN.decisions.weight_slots == 2
     assert len(PLAN.decisions.mini_batches) == 2
     check_hazards(Schedule(PLAN.model, PLAN.decisions))
@@ -158,9 +159,14 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("a block more", one_block_more, f"{GROUP}.blocks", "which take"),
     ("blocks gone", put(f"{GROUP}.blocks", []), f"{GROUP}.blocks", "0 blocks"),
     ("endless blocks", put(f"{GROUP}.blocks.0.1", 10**12), f"{GROUP}.blocks", "which take"),
-    ("layer out of range", put("decisions.resident_layers", [4]), "decisions.resident_layers", "layers are 0 to 3"),
-    ("layer twice", put("decisions.resident_layers", [1, 1]), "decisions.resident_layers", "each at most once"),
-    ("layer negative", put("decisions.resident_layers", [-1]), "resident_layers.0", "greater than or equal to 0"),
+    ("too few layers", put("decisions.resident_parts", [1]), "decisions.resident_parts", "parts of each of 4 layers"),
+    ("too many parts", put("decisions.resident_parts", [4] * 4), "decisions.resident_parts", "0 to 3 of them"),
+    (
+        "parts below zero",
+        put("decisions.resident_parts", [-1, 0, 0, 0]),
+        "resident_parts.0",
+        "greater than or equal to 0",
+    ),
     ("no weight slots", put("decisions.weight_slots", 0), "decisions.weight_slots", "need a slot"),
     ("no cache slots", put("decisions.cache_slots", 0), "decisions.cache_slots", "greater than or equal to 1"),
     ("no mini-batches", put("decisions.waves.0.mini_batches", []), "decisions.waves.0.mini_batches", "at least 1"),

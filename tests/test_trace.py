@@ -93,7 +93,7 @@ def test_every_operation_is_a_slice_with_its_layer_and_mini_batch() -> None:
     assert {"pass", "chunk", "mini_batch"} <= set(by_kind["prefill"])
     assert all(e["args"]["bytes"] for e in shown if e["tid"] in (H2D, D2H))
     first = slices(BOTH, FAST, H2D)[0]
-    assert first["name"] == "load_weights 0" and first["args"]["bytes"] == PLAN.model.layer_bytes
+    assert first["name"] == "load_weights 0" and first["args"]["bytes"] == PLAN.model.prefix_bytes[1]
 
 
 def test_the_mini_batch_of_a_prefill_chunk_is_that_of_its_requests() -> None:

@@ -125,7 +125,7 @@ def test_no_wave_is_beyond_a_budget_and_every_request_runs_once(lengths: list[tu
     numbers = sorted(r for wave in plan.waves for batch in wave.mini_batches for r in batch.requests)
     assert numbers == list(range(len(work)))
     assert all(record.planned_bytes <= record.capacity_bytes for record in plan.memory.values())
-    assert len({wave.resident_layers for wave in plan.waves}) == 1
+    assert len({wave.resident_parts for wave in plan.waves}) == 1
 
 
 def in_waves(count: int, **options: object) -> Plan:
