@@ -99,10 +99,10 @@ class Schedule:
         """[pieces] the layers to which pieces of weights belong that begin after so many bytes of all pieces."""
         return self._weights.layers_at(sent)
 
-    def _phase(self, parts: int) -> tuple[object, ...]:
+    def _phase(self, parts: int, even: bool) -> tuple[object, ...]:
         """All that a layer's operations depend on besides its parts and the marks."""
         rings = (self._stores, *self._rings.values())
-        return (*(ring.uses % ring.slots for ring in rings), *self._weights.phase(parts))
+        return (*(ring.uses % ring.slots for ring in rings), *self._weights.phase(parts, even))
 
     def _first_layer(self) -> Iterator[Operation]:
         yield from (self._load_piece(*sent, 0) for sent in self._weights.first())
@@ -119,7 +119,7 @@ class Schedule:
         yield Section(("embed", index), 0, -1, partial(self._frame, "embed", 0, range(len(chunks)), index))
         for layer in range(self.model.layers):
             operations = partial(self._prefill_layer, index, layer, chunks, stored)
-            yield Section(("prefill", index, *self._phase(len(chunks))), 0, layer, operations)
+            yield Section(("prefill", index, *self._phase(len(chunks), False)), 0, layer, operations)
         yield Section(("sample", index), 0, -1, partial(self._frame, "sample", 0, range(len(chunks)), index))
 
     def _frame(self, kind: str, step: int, parts: Iterable[int], offset: int = 0) -> Iterator[Operation]:
@@ -178,7 +178,7 @@ class Schedule:
         yield Section(("embed", active), step, -1, partial(self._frame, "embed", step, active))
         for layer in range(self.model.layers):
             operations = partial(self._decode_layer, step, layer, parts)
-            yield Section((does, *self._phase(len(parts))), step, layer, operations)
+            yield Section((does, *self._phase(len(parts), True)), step, layer, operations)
         yield Section(("sample", active), step, -1, partial(self._frame, "sample", step, active))
 
     def _part(self, m: int, step: int) -> _Part:
@@ -253,7 +253,7 @@ class Schedule:
         return operation
 
     def _next_pieces(self, step: int, position: int, parts: int) -> Iterator[Operation]:
-        yield from (self._load_piece(*sent, step) for sent in self._weights.pieces(position, parts))
+        yield from (self._load_piece(*sent, step) for sent in self._weights.pieces(position, parts, step > 0))
 
     def _load_piece(self, piece: Piece, layer: int, step: int) -> Operation:
         operation = self._op(

@@ -148,14 +148,8 @@ class Search:
 
     def _first_s(self, below_s: float) -> float:
         """The least objective of the numbers 1, 2, 4, ... of mini-batches that the relaxation promises most of."""
-        promised: list[tuple[float, int]] = []
-        count, most = self._counts
-        while count <= most and (not promised or promised[-1][0] <= min(promised)[0] * (1 + RISING)):
-            if (bound_s := self._promised_s(count)) < inf:
-                promised.append((bound_s, count))
-            count *= 2
         best_s = below_s
-        for tried, (bound_s, count) in enumerate(sorted(promised)):
+        for tried, (bound_s, count) in enumerate(sorted(self._promises)):
             if bound_s >= best_s or (best_s < below_s and tried >= MAX_EXACT_SOLVES):
                 break
             if self._objective_s(count) < best_s and self._decided(count) is not None:
@@ -183,6 +177,17 @@ class Search:
     def _likely(self, count: int, below_s: float) -> bool:
         """Whether the relaxation leaves it open that `count` mini-batches take less than `below_s`."""
         return self._promised_s(count) < below_s
+
+    @cached_property
+    def _promises(self) -> list[tuple[float, int]]:
+        """(what the relaxation says, mini-batches) for 1, 2, 4, ... of them, until more promise clearly less."""
+        found: list[tuple[float, int]] = []
+        count, most = self._counts
+        while count <= most and (not found or found[-1][0] <= min(found)[0] * (1 + RISING)):
+            if (bound_s := self._promised_s(count)) < inf:
+                found.append((bound_s, count))
+            count *= 2
+        return found
 
     def _promised_s(self, count: int) -> float:
         """What the relaxation says of so many mini-batches; infinite where not even real numbers fit."""
@@ -226,6 +231,10 @@ class Search:
         for objective_s, n in sorted(found):
             if objective_s < below_s and (decisions := self._decided(n)):
                 yield Found(decisions, objective_s, 0.0, 1)
+
+    def promise_s(self) -> float:
+        """What the relaxation says of the best of 1, 2, 4, ... mini-batches: hardly any number is faster."""
+        return min((bound_s for bound_s, _ in self._promises), default=inf)
 
     def floor_s(self) -> float | None:
         """What no plan undercuts, whatever its number of mini-batches; None where not even real numbers fit."""

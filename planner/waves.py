@@ -11,6 +11,7 @@ The number of waves is searched like the number of mini-batches: by branch and b
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -156,6 +157,7 @@ class WaveSearch:
         self.requests = workload.requests
         self.whole = Search(costs, workload, policy.forms, options)
         self._known: dict[tuple[object, ...], _Wave | None] = {}
+        self._searches: dict[tuple[object, ...], Search] = {}
 
     def run(self) -> FoundWaves | None:
         """None when there is no plan in any number of waves that was tried, up to one request in each."""
@@ -234,7 +236,10 @@ class WaveSearch:
         return best, min(proven)
 
     def _faster(self, count: int, best: _Planned) -> _Planned:
-        """The plan in `count` waves where that takes less than the best so far. Most do not, as a first look tells."""
+        """The plan in `count` waves where that takes less than the best so far. Most do not, as their relaxations or a
+        first look tell."""
+        if self._promise_s(count) >= best.timeline.total_s:
+            return best
         first = self._plan(count, thorough=False)
         if first is None or first.estimated_s >= best.timeline.total_s * (1 + ANOTHER_LOOK):
             return best
@@ -320,6 +325,26 @@ class WaveSearch:
         whole = [part for part in found if part]
         return whole if len(whole) == len(parts) else None
 
+    def _promise_s(self, count: int) -> float:
+        """What the relaxations of `count` waves add up to; 0 where too many differ to ask."""
+        members = cut(self.requests, count)
+        waves, of = Counter(map(self._lengths, members)), {self._lengths(wave): wave for wave in members}
+        if len(waves) > MANY_WAVES:
+            return 0.0
+        return sum(
+            times * self._search(of[lengths], self.options.max_resident_layers).promise_s()
+            for lengths, times in waves.items()
+        )
+
+    def _search(self, members: Sequence[int], most_resident: float | None) -> Search:
+        """That of one wave: one for equal waves."""
+        key = (self._lengths(members), most_resident)
+        if key not in self._searches:
+            options = replace(self.options, max_resident_layers=most_resident, vary_slots=False)
+            job = Workload(tuple(self.requests[r] for r in members))
+            self._searches[key] = Search(self.costs, job, self.policy.forms, options)
+        return self._searches[key]
+
     def _lengths(self, wave: Sequence[int]) -> tuple[tuple[int, int], ...]:
         return tuple((self.requests[r].prompt_len, self.requests[r].gen_len) for r in wave)
 
@@ -329,9 +354,7 @@ class WaveSearch:
         """The plan of one wave; equal waves are planned once. `like`: one that hardly differs."""
         key = (self._lengths(members), most_resident, thorough)
         if key not in self._known:
-            options = replace(self.options, max_resident_layers=most_resident, vary_slots=False)
-            job = Workload(tuple(self.requests[r] for r in members))
-            search = Search(self.costs, job, self.policy.forms, options)
+            search = self._search(members, most_resident)
             self._known[key] = self._like(search, like, like.layers) if like else None
             if self._known[key] is None:
                 chosen = best_of(search) if thorough else None

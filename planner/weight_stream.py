@@ -1,9 +1,10 @@
 """Which piece of which layer's weights crosses the link when.
 
-Weights cross at an even rate: after every mini-batch of every layer goes about the same number of bytes, however much
-of that layer is resident, so that the link is as busy beside one layer as beside another and one load serves every
-mini-batch. Each part of a layer has slots of its own, so a part that streams of few layers may come long before it is
-needed. Nothing comes later than the layer that needs it.
+While decoding, weights cross at an even rate: after every mini-batch of every layer goes about the same number of
+bytes, however much of that layer is resident, so that the link is as busy beside one layer as beside another and one
+load serves every mini-batch. In prefill nothing else comes over the link, so they cross whole. Each part of a layer has
+slots of its own, so a part that streams of few layers may come long before it is needed. Nothing comes later than the
+layer that needs it.
 """
 
 from __future__ import annotations
@@ -83,12 +84,12 @@ class WeightStream:
     def counters(self, values: tuple[int, ...]) -> None:
         self._entered, self._target, self._cut = values
 
-    def phase(self, parts: int) -> tuple[object, ...]:
+    def phase(self, parts: int, even: bool) -> tuple[object, ...]:
         """All that decides what the next layer does, in so many parts: where it is equal, the same happens."""
         if not self.units.units:
             return ()
         sweep, layer = divmod(self._entered, self._layers)
-        plan = self._planned(sweep, layer, parts)
+        plan = self._planned(sweep, layer, parts, even)
         return self.units.slots_of(sweep, layer), plan.pieces, plan.passed, plan.cut
 
     def first(self) -> Iterator[tuple[Piece, int]]:
@@ -111,11 +112,12 @@ class WeightStream:
         last = self.units.last_part[(self._entered - 1) % self._layers] - (len(self._rings) - len(buffers))
         return self._marks.after(_whole(buffers[last])), buffers
 
-    def pieces(self, position: int, parts: int) -> Iterator[tuple[Piece, int]]:
-        """What to send after part `position` of `parts` of the current layer, and of which layers."""
+    def pieces(self, position: int, parts: int, even: bool) -> Iterator[tuple[Piece, int]]:
+        """What to send after part `position` of `parts` of the current layer, and of which layers: `even`, or whole in
+        the end."""
         if self.units.units:
             sweep, layer = divmod(self._entered - 1, self._layers)
-            plan = self._planned(sweep, layer, parts)
+            plan = self._planned(sweep, layer, parts, even)
             yield from plan.sent[position]
             if position == parts - 1:
                 self._target, self._cut = self._target + plan.passed, plan.cut
@@ -151,22 +153,24 @@ class WeightStream:
 
     # ---- what is sent in one layer ---------------------------------------------------------------
 
-    def _planned(self, sweep: int, layer: int, parts: int) -> _Plan:
+    def _planned(self, sweep: int, layer: int, parts: int, even: bool) -> _Plan:
         ahead = self._target - sweep * len(self.units.units)
         # Sweeps are alike but for the first ones and the last ones, and for the slots that they begin with.
         few = 3 - self.units.earliest
         since, left = min(sweep, few), min(self._sweeps - sweep, few)
-        key = layer, parts, ahead, self._cut, since, left, self._phase(sweep)
+        key = even, layer, parts, ahead, self._cut, since, left, self._phase(sweep)
         if key not in self._plans:
-            self._plans[key] = self._plan(sweep, layer, parts)
+            self._plans[key] = self._plan(sweep, layer, parts, even)
         return self._plans[key]
 
-    def _plan(self, sweep: int, layer: int, parts: int) -> _Plan:
+    def _plan(self, sweep: int, layer: int, parts: int, even: bool) -> _Plan:
         begin: _Place = (self._target, self._cut)
         found: list[_Sent] = []
         for at in range(layer * parts, (layer + 1) * parts):
-            number, cut = self._goal(at, parts)
-            end = max(begin, (sweep * len(self.units.units) + number, cut))
+            end = begin
+            if even or at == (layer + 1) * parts - 1:
+                number, cut = self._goal(at, parts) if even else self._whole_goal(layer)
+                end = max(begin, (sweep * len(self.units.units) + number, cut))
             found.append(self._between(begin, end))
             begin = end
         pieces = tuple(tuple(piece for piece, _ in sent) for sent in found)
@@ -190,6 +194,10 @@ class WeightStream:
         grain = self._layer_bytes / (_GRAINS * parts)
         number, cut = self.units.at(max(int(self._path(parts)[at + 1] // grain * grain), self._due(at, parts)))
         return number, cut // ALIGNMENT * ALIGNMENT
+
+    def _whole_goal(self, layer: int) -> _Place:
+        """All for which there are slots before `layer` has ended."""
+        return self.units.at(max(self.units.room(layer), self.units.due(layer + 1)))
 
     def _path_of(self, parts: int) -> list[float]:
         """[parts of a sweep + 1] bytes sent before each part, and in the end: as evenly as due and room allow."""
