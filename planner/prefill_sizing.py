@@ -10,7 +10,15 @@ from math import ceil
 
 from planner.costs import CostModel
 from planner.decisions import Decisions, PrefillPass, chunk_prompts
-from planner.memory import ALIGNMENT, TOKEN_BYTES, gpu_lines, planned_bytes, rotary_bytes, workspace_elements
+from planner.memory import (
+    ALIGNMENT,
+    TOKEN_BYTES,
+    gpu_lines,
+    planned_bytes,
+    rotary_bytes,
+    streamed_bytes,
+    workspace_elements,
+)
 from planner.placement import MiniBatch
 from planner.split_problem import PrefillSize
 from planner.workload import Workload
@@ -133,16 +141,24 @@ class PrefillSizing:
     def widest(self, decisions: Decisions, chunk: int, passed: int) -> Decisions:
         """Let prefill use every byte that decode's buffers and the rest of the budget leave it.
 
-        Larger chunks run at better rates, and longer passes load the streamed weights less often.
+        Larger chunks run at better rates, and longer passes load the streamed weights less often: what is faster of
+        `chunk` and wider ones, each in passes as long as fit.
         """
+        weights_s = self.costs.h2d(sum(streamed_bytes(self.costs.model, decisions)))
+        offered = [(chunk, passed), *((size, size) for size in CHUNK_TOKENS if size > chunk)]
+        found = [(size, self._longest_passes(decisions, size, least)) for size, least in offered]
+        fitting = [
+            (max(self._compute(size), len(one.prefill_passes) * weights_s), -size, one) for size, one in found if one
+        ]
+        return min(fitting, key=lambda one: one[:2])[2] if fitting else decisions
+
+    def _longest_passes(self, decisions: Decisions, chunk: int, passed: int) -> Decisions | None:
+        """In the longest passes that fit, of `passed` tokens at least; None where not even those do."""
         model, budget = self.costs.model, self.costs.hardware.gpu.budget_bytes
-        for wider in (size for size in reversed(CHUNK_TOKENS) if size > chunk):
-            passes = self.passes(decisions.mini_batches, wider, max(wider, passed))
-            if planned_bytes(gpu_lines(model, replace(decisions, prefill_passes=passes))) <= budget:
-                chunk, passed = wider, max(wider, passed)
-                decisions = replace(decisions, prefill_passes=passes)
-                break
+        decisions = replace(decisions, prefill_passes=self.passes(decisions.mini_batches, chunk, passed))
         lines = gpu_lines(model, decisions)
+        if planned_bytes(lines) > budget:
+            return None
         # Not `planned_bytes`: prefill may grow up to the whole budget.
         taken = sum(line.nbytes for line in lines if line.phase == "always")
         others = sum(line.nbytes for line in lines if line.phase == "prefill" and not line.name.startswith("hidden"))

@@ -37,7 +37,7 @@ SIZES_AROUND = 4
 """Sizes of prefill tried on either side of the one that the linear program takes most of."""
 MOST_CACHE_SLOTS = 3
 """Tried for a job in a single wave, beside as many as asked for."""
-EXACT_GAP = 1e-3
+EXACT_GAP = 1e-4
 """Of the split for given mini-batches, which bounds nothing."""
 
 
