@@ -105,7 +105,8 @@ def _each(search: Search, below_s: float) -> Iterator[_Tried]:
         if by.options.cache_slots > search.options.cache_slots and not _on_host(best.found.decisions):
             continue
         count = len(best.found.decisions.mini_batches)
-        counts = (count // 2, 2 * count) if by is search else (count,)
+        near = {count // 2, count - count // 4, count + count // 2, 2 * count} - {count}
+        counts = near if by is search else {count}
         for other in by.near(counts, best.seconds * (1 - WORTH_TRYING)):
             if other.decisions not in seen:
                 seen.append(other.decisions)

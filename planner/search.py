@@ -31,6 +31,8 @@ MAX_NODES = 16
 """Intervals cut, after which the lowest bound left stands: it rises by less than a thousandth beyond."""
 MAX_EXACT_SOLVES = 2
 """Numbers of mini-batches, the most promising first: those near it are tried by who simulates them."""
+MOST_NEAR = 2
+"""Numbers of mini-batches near the best one that are planned, too."""
 RISING = 0.01
 """Relative: how far beyond the least the promise of ever more mini-batches must be to look no further."""
 SIZES_AROUND = 4
@@ -222,12 +224,13 @@ class Search:
         ]  # fmt: skip
 
     def near(self, counts: Iterable[int], below_s: float) -> Iterator[Found]:
-        """Decisions with `counts` mini-batches that may take less than `below_s`, the most promising number first.
-        Nothing bounds them."""
+        """Decisions with such of `counts` mini-batches as may take less than `below_s`, those of few that promise most,
+        the fastest first. Nothing bounds them."""
         counts = {min(max(n, 1), len(self.requests)) for n in counts}
         if self.options.mini_batches:
             counts = {self._counts[0]}
-        found = [(self._objective_s(n), n) for n in sorted(counts) if self._likely(n, below_s)]
+        promised = sorted((self._promised_s(n), n) for n in counts)[:MOST_NEAR]
+        found = [(self._objective_s(n), n) for promise_s, n in promised if promise_s < below_s]
         for objective_s, n in sorted(found):
             if objective_s < below_s and (decisions := self._decided(n)):
                 yield Found(decisions, objective_s, 0.0, 1)
