@@ -31,6 +31,7 @@ def check_plan(plan: Plan, budgets: Mapping[str, MemoryRecord]) -> None:
     """
     _check_made_for(plan)
     _check_policy(plan)
+    _check_chunks(plan)
     _check_memory(plan, budgets)
     _check_prediction(plan)
     _check_what_if(plan)
@@ -65,6 +66,14 @@ def _check_policy(plan: Plan) -> None:
                 raise InputError(
                     f"policy '{plan.policy}' has no '{wrong}', which {place} uses", where="policy", cure=CURE
                 )
+
+
+def _check_chunks(plan: Plan) -> None:
+    for w, (record, wave) in enumerate(zip(plan.decisions_record.waves, plan.waves, strict=True)):
+        largest = max(chunk.tokens for chunks in wave.prefill_passes for chunk in chunks)
+        if record.prefill_chunk_tokens != largest:
+            what = f"the largest chunk has {largest} tokens, not {record.prefill_chunk_tokens}"
+            raise InputError(what, where=f"decisions.waves.{w}.prefill_chunk_tokens", cure=CURE)
 
 
 def _check_memory(plan: Plan, budgets: Mapping[str, MemoryRecord]) -> None:

@@ -28,7 +28,8 @@ Positive = Annotated[int, Field(gt=0, lt=10**13)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-OUTDATED = (1,)
+OUTDATED = {1: "jobs ran in waves", 2: "parts of layers stayed on the GPU"}
+"""By version what came after it."""
 """Versions of plan files that once were written."""
 
 
@@ -123,7 +124,7 @@ class MemoryRecord(Strict):
 class Plan(Strict):
     """Everything the simulator and the engine need, and the proof of how good it is."""
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     made_for: MadeFor
     policy: str
     why: list[str]
@@ -175,8 +176,9 @@ class Plan(Strict):
 def read_plan(path: Path) -> Plan:
     """InputError when the file is missing, truncated, edited into contradiction or of another version."""
     data = read_yaml(path, "plan")
-    if isinstance(data, dict) and data.get("schema_version") in OUTDATED:
-        what = f"this plan is of version {data['schema_version']}, from before jobs ran in waves"
+    if isinstance(data, dict) and "decisions" in data and data.get("schema_version") in OUTDATED:
+        version = data["schema_version"]
+        what = f"this plan is of version {version}, from before {OUTDATED[version]}"
         raise InputError(what, where=f"{path}: schema_version", cure="Plan again: hybridserve plan")
     plan = validate(Plan, data, str(path))
     try:

@@ -77,7 +77,7 @@ def _as_plan(
 ) -> Plan:  # fmt: skip
     hardware, model = costs.hardware, costs.model
     data: dict[str, Any] = {
-        "schema_version": 2,
+        "schema_version": 3,
         "made_for": MadeFor(
             hardware=hardware.id, hardware_hash=hardware.content_hash,
             model=model.name, model_hash=model.content_hash,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from helpers import decisions_of, ideal_hardware, small_model, uniform_batches, wide_model
+from helpers import WHOLE, decisions_of, ideal_hardware, small_model, uniform_batches, wide_model
 
 from planner.agreement import Agreement, agreement, difference_in_words, disagreement, parts_in_words
 from planner.bins import exact_bins
@@ -22,7 +22,7 @@ from planner.simulator import simulate
 from planner.workload import Workload
 
 LAYERS = 3
-EVERY_LAYER = tuple(range(LAYERS))
+EVERY_LAYER = (WHOLE,) * LAYERS
 
 
 def explained(hardware: HardwareProfile, model: ModelSpec, decisions: Decisions, objective_s: float) -> Agreement:

@@ -130,7 +130,7 @@ def beyond_the_budget(data: Data) -> None:
 BINDING = PLAN.prediction.binding
 OTHER = {"link": "compute", "compute": "link"}
 BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
-    ("version", put("schema_version", 3), "schema_version", "should be 2"),
+    ("version", put("schema_version", 4), "schema_version", "should be 3"),
     ("unknown key", put("decision", {}), "decision", "unknown key"),
     ("unknown key below", put("decisions.weight_slot", 2), "decisions.weight_slot", "'weight_slots'"),
     ("missing key", drop("decisions.cache_slots"), "decisions.cache_slots", "missing"),
