@@ -106,7 +106,7 @@ class ModelSpec(BaseModel):
 
     @property
     def layer_bytes(self) -> int:
-        """Weight bytes of one decoder layer: what one streamed layer costs the link."""
+        """Weight bytes of one decoder layer: what it costs the link where all of it streams."""
         return self.layer_parameters * self.element_bytes
 
     @property

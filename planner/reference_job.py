@@ -89,7 +89,7 @@ def _plans(hardware: HardwareProfile, job: Job, model: ModelSpec) -> list[ShortJ
 
 
 def shorten(job: Job, model: ModelSpec, decisions: Decisions) -> ShortJob:
-    """The first layers and decode steps of a plan; the share of resident layers stays as near as it can."""
+    """The first layers and decode steps of a plan; the share of resident weights stays as near as it can."""
     layers = min(LAYERS, model.layers)
     short = model.model_copy(update={"layers": layers})
     resident = spread_parts(short, resident_layers(model, decisions) * layers / model.layers)

@@ -1,8 +1,8 @@
 """Finds the number of mini-batches, by branch and bound over intervals of it, and the split for it.
 
-Every interval has a bound from the average-bin relaxation, with streamed layers and without. The interval with the
-lowest bound is cut until it is one number, which is then solved exactly. The search ends when no interval left can beat
-the best plan found, or enough are solved; the bound holds for all of them.
+Every interval has a bound from the average-bin relaxation for each number of parts of a layer that may be resident of
+all of them. The numbers that promise most are solved exactly; then the interval with the lowest bound is cut until none
+left can beat the best plan found, or enough are cut. The bound holds for all of them.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ class Search:
 
     def like_another(self, count: int, margins: tuple[float, float]) -> Found | None:
         """Decisions with `count` mini-batches, as for a job that hardly differs and is planned already: nothing bounds
-        them. The options fix the resident layers; `margins` are what rounding took there."""
+        them. The options fix the resident weights; `margins` are what rounding took there."""
         one = self._solve(self._batches(min(count, len(self.requests))))
         decisions = self._decider.rounded(one, margins) if one else None
         return Found(decisions, one.split.objective_s, 0.0, 1) if one and decisions else None

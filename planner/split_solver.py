@@ -21,8 +21,8 @@ FEW = 0.03
 
 
 def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: float = 10.0) -> Split | None:
-    """The best split, or None when the constraints cannot be met together. `relax`: resident layers, whether any is
-    streamed and the size of prefill may be real numbers, too, as far as `data` does not decide them."""
+    """The best split, or None when the constraints cannot be met together. `relax`: how many parts are
+    resident of every layer and the size of prefill may be real numbers, too, as far as `data` does not decide them."""
     m = build(data, relax, ties=data.decided)
     if not _solved(m, gapRel=gap, timeLimit=limit_s):
         return None
