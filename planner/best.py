@@ -10,7 +10,7 @@ from planner.decisions import Decisions
 from planner.estimate import estimated_s
 from planner.few import FEW_REQUESTS, Chosen, with_any_composition, with_whole_forms
 from planner.forms import FORMS, CacheForm
-from planner.search import MOST_CACHE_SLOTS, Found, Search
+from planner.search import MAX_NODES, MOST_CACHE_SLOTS, Found, Search
 from planner.simulator import simulate
 
 DOMINANCE_GAP = 0.0007
@@ -35,7 +35,7 @@ class _Tried:
 def best_of(search: Search, below_s: float = inf) -> Chosen | None:
     """The search's choice and what else is tried where that is not proven to be near the best. None where there is no
     plan, or none that takes less than `below_s`."""
-    tried = list(_each(search, below_s))
+    tried = list(_each(search, below_s, MAX_NODES))
     bound_s = tried[0].found.bound_s if tried else search.floor_s()
     if bound_s is None or bound_s >= below_s:  # where no real numbers fit, no whole ones do
         return None
@@ -43,7 +43,7 @@ def best_of(search: Search, below_s: float = inf) -> Chosen | None:
         if tried and _not_worth(narrower, tried, bound_s):
             continue
         least_s = _fastest(tried).seconds * (1 - WORTH_TRYING) if tried else below_s
-        tried += _each(narrower, least_s)
+        tried += _each(narrower, least_s, 0)
     if not tried:
         return None
     chosen, by = _simulated(tried)
@@ -90,10 +90,10 @@ def _narrower(search: Search) -> Iterator[Search]:
             yield Search(search.costs, search.workload, forms, search.options, like=search)
 
 
-def _each(search: Search, below_s: float) -> Iterator[_Tried]:
+def _each(search: Search, below_s: float, nodes: int) -> Iterator[_Tried]:
     """The search's choice, other numbers of mini-batches, more cache slots, and mini-batches of requests that end
     together, as far as they may take less than what was found before and `below_s`."""
-    found = search.run(below_s)
+    found = search.run(below_s, nodes)
     if found is None:
         return
     best = _Tried(found, estimated_s(search.costs, found.decisions), search)

@@ -127,13 +127,14 @@ class Search:
 
     # ---- the search ------------------------------------------------------------------------------
 
-    def run(self, below_s: float = inf) -> Found | None:
-        """None when no number of mini-batches is feasible, or all are proven to take `below_s` or more."""
+    def run(self, below_s: float = inf, nodes: int = MAX_NODES) -> Found | None:
+        """None when no number of mini-batches is feasible, or all are proven to take `below_s` or more. With fewer
+        `nodes` the same choice is proven less."""
         heap: list[_Node] = [(floor_s, *self._counts, least_parts) for floor_s, least_parts in self._floors]
         if not heap or heap[0][0] >= below_s:
             return None
         best_s = self._first_s(below_s)
-        for _ in range(MAX_NODES):
+        for _ in range(nodes):
             if not heap or heap[0][0] >= min(best_s * (1 - TOLERANCE), below_s) or heap[0][1] == heap[0][2]:
                 break
             _, lo, hi, least_parts = heapq.heappop(heap)

@@ -358,7 +358,7 @@ class WaveSearch:
             self._known[key] = self._like(search, like, like.layers) if like else None
             if self._known[key] is None:
                 chosen = best_of(search) if thorough else None
-                found = chosen[0] if chosen else search.run()
+                found = chosen[0] if chosen else search.run(nodes=0)
                 self._known[key] = _Wave(search, found, search.margins) if found else None
         return self._known[key]
 
