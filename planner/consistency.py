@@ -70,10 +70,14 @@ def _check_policy(plan: Plan) -> None:
 
 def _check_chunks(plan: Plan) -> None:
     for w, (record, wave) in enumerate(zip(plan.decisions_record.waves, plan.waves, strict=True)):
-        largest = max(chunk.tokens for chunks in wave.prefill_passes for chunk in chunks)
-        if record.prefill_chunk_tokens != largest:
-            what = f"the largest chunk has {largest} tokens, not {record.prefill_chunk_tokens}"
-            raise InputError(what, where=f"decisions.waves.{w}.prefill_chunk_tokens", cure=CURE)
+        sizes = [[chunk.tokens for chunk in chunks] for chunks in wave.prefill_passes]
+        for name, said, largest in (
+            ("chunk", record.prefill_chunk_tokens, max(map(max, sizes))),
+            ("pass", record.prefill_pass_tokens, max(map(sum, sizes))),
+        ):
+            if said != largest:
+                what = f"the largest {name} has {largest} tokens, not {said}"
+                raise InputError(what, where=f"decisions.waves.{w}.prefill_{name}_tokens", cure=CURE)
 
 
 def _check_memory(plan: Plan, budgets: Mapping[str, MemoryRecord]) -> None:

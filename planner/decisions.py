@@ -25,7 +25,7 @@ class PrefillChunk:
 
 
 PrefillPass = tuple[PrefillChunk, ...]
-"""Chunks that share one sweep over the layers, so one load of every streamed layer."""
+"""Chunks that share one sweep over the layers, so one load of all that streams."""
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,10 @@ def _residency(costs: CostModel, decisions: Decisions) -> str:
     if resident == layers:
         return f"All {layers} layers stay on the GPU; the cache does not fit beside them and spills to the host"
     if resident:
-        share = f"{resident / layers:.0%} of the weights of every layer"
-        return f"About {share} stay on the GPU, the rest streams over the link every step"
+        share = f"{max(resident / layers, 0.01):.0%} of the layers' weights"
+        return (
+            f"About {share} stay on the GPU, the same parts of every layer but for one more of some; the rest streams"
+        )
     return f"All {layers} layers stream over the link: GPU memory is worth more as cache than as weights"
 
 

@@ -56,7 +56,6 @@ class Sizes:
     def of(cls, model: ModelSpec, decisions: Decisions) -> Sizes:
         shapes = [mini_batch.shapes for mini_batch in decisions.mini_batches]
         chunks = [chunk for chunks in decisions.prefill_passes for chunk in chunks]
-        stored = _stored_elements(model, decisions)
         widths = [0 if form.on_gpu else form.width(model) for form in FORMS]
         stored = _stored_elements(model, decisions)
         return cls(

@@ -16,7 +16,7 @@ STREAM_OF = {kind: "h2d" if kind.startswith("load") else "d2h" if kind == "store
 """The stream that each kind runs on."""
 
 Buffer = tuple[str, int]
-"""A buffer by name and slot, e.g. ("weights", 1)."""
+"""A buffer by name and slot, e.g. ("kv", 1)."""
 OVERLAY: Buffer = ("overlay", 0)
 """The bytes that hold prefill's buffers first and decode's after `begin_decode`."""
 
@@ -36,7 +36,7 @@ class Operation(NamedTuple):
     layer: int
     """-1 where no layer is meant."""
     part: int
-    """The mini-batch, or in prefill the chunk within its pass."""
+    """The mini-batch, or in prefill the chunk within its pass; of load_weights the part of the layer."""
     waits: tuple[int, ...] = ()
     reads: tuple[Buffer, ...] = ()
     writes: tuple[Buffer, ...] = ()

@@ -176,7 +176,12 @@ class Plan(Strict):
 def read_plan(path: Path) -> Plan:
     """InputError when the file is missing, truncated, edited into contradiction or of another version."""
     data = read_yaml(path, "plan")
-    if isinstance(data, dict) and "decisions" in data and data.get("schema_version") in OUTDATED:
+    if (
+        isinstance(data, dict)
+        and "decisions" in data
+        and data.get("schema_version") in OUTDATED
+        and type(data["schema_version"]) is int
+    ):
         version = data["schema_version"]
         what = f"this plan is of version {version}, from before {OUTDATED[version]}"
         raise InputError(what, where=f"{path}: schema_version", cure="Plan again: hybridserve plan")

@@ -31,6 +31,8 @@ MAX_NODES = 16
 """Intervals cut, after which the lowest bound left stands: it rises by less than a thousandth beyond."""
 MAX_EXACT_SOLVES = 2
 """Numbers of mini-batches, the most promising first: those near it are tried by who simulates them."""
+SMALL = 12
+"""Numbers of mini-batches that are all tried where others leave no plan."""
 MOST_NEAR = 2
 """Numbers of mini-batches near the best one that are planned, too."""
 RISING = 0.01
@@ -157,7 +159,16 @@ class Search:
                 break
             if self._objective_s(count) < best_s and self._decided(count) is not None:
                 best_s = self._objective_s(count)
-        return best_s if best_s < below_s else inf
+        return best_s if best_s < below_s else self._any_s(below_s)
+
+    def _any_s(self, below_s: float) -> float:
+        """That of the first number of mini-batches that can be rounded, where those that promise most cannot."""
+        fewest, most = self._counts
+        counts = {*range(fewest, min(most, SMALL) + 1), *(2**i for i in range(most.bit_length()) if 2**i >= fewest)}
+        for count in sorted(counts):
+            if self._promised_s(count) < below_s and self._objective_s(count) < below_s and self._decided(count):
+                return self._objective_s(count)
+        return inf
 
     @property
     def _counts(self) -> tuple[int, int]:
@@ -171,15 +182,11 @@ class Search:
         best = next(count for count, objective_s in solved.items() if objective_s == best_s)
         fewer = [2**i for i in range(best.bit_length()) if 2**i < best and self.options.mini_batches is None]
         enough_s = best_s * (1 + self.options.simplicity)
-        return [n for n in fewer if self._likely(n, enough_s) and self._objective_s(n) <= enough_s] + [best]
+        return [n for n in fewer if self._promised_s(n) < enough_s and self._objective_s(n) <= enough_s] + [best]
 
     def _objective_s(self, count: int) -> float:
         one = self._solved(count)
         return one.split.objective_s if one else inf
-
-    def _likely(self, count: int, below_s: float) -> bool:
-        """Whether the relaxation leaves it open that `count` mini-batches take less than `below_s`."""
-        return self._promised_s(count) < below_s
 
     @cached_property
     def _promises(self) -> list[tuple[float, int]]:
@@ -290,10 +297,6 @@ class Search:
         return replace(problem, head_start=self.options.weight_slots, sample_s=sample_s, least_parts=least_parts)
 
     # ---- one number of mini-batches --------------------------------------------------------------
-
-    def plan_with(self, count: int) -> Decisions | None:
-        """Decisions with exactly `count` mini-batches, or None where there are none."""
-        return self._decided(count)
 
     def _batches(self, count: int) -> list[list[int]]:
         """The requests of each of `count` mini-batches."""

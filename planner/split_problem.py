@@ -58,7 +58,7 @@ class PrefillSize:
     """Of hidden state, workspace and store slots in prefill."""
     compute_s: float
     sweeps: int
-    """Loads of every streamed layer."""
+    """Loads of all that streams."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class SplitProblem:
     prefill: tuple[PrefillSize, ...]
     """Sizes of which one is chosen."""
     pieces_per_layer: int
-    """Transfers that carry one streamed layer's weights, at least."""
+    """Transfers that carry what streams of one layer, at least."""
     act_share: float | None = None
     """Forces this share of the blocks of every mini-batch to be ACT."""
     min_resident_layers: float = 0.0
     max_resident_layers: float | None = None
     head_start: int = 0
-    """Layers of weights that may cross the link before the step that needs them, which the bound must not count in
-    that step: where weights of every layer stream, one and what crosses while prefill chooses its tokens."""
+    """Slots whose weights may cross the link before the step that needs them, which the bound must not count in that
+    step: what they hold beside the last layer, and what crosses while prefill chooses its tokens."""
     sample_s: float = 0.0
     """Of choosing the first tokens, after prefill's last layer."""
     least_parts: int | None = None

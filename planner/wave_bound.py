@@ -41,7 +41,7 @@ class WaveBound:
     4. Waves are sorted into kinds by their number of mini-batches, [lo, hi], and by whether any layer streams; each
        kind has its own sums, and only the totals over kinds are data. Within a kind a slot holds at least n / hi,
        compute costs at least lo calls, and a weight slot holds what streams of a layer, in the mean at least.
-    5. Prefill: the sum over waves of max(compute, link) is at least either sum; every wave loads its streamed layers
+    5. Prefill: the sum over waves of max(compute, link) is at least either sum; every wave loads what it streams
        at least once. Early transfers: at most what the weight slots hold, once in each wave.
     6. Requests do not come in parts: with `together` the most equal requests that one wave holds, no wave holds more,
        so there are at least requests / `together` waves, rounded up.

@@ -257,7 +257,7 @@ class Program:
     # ---- prefill ---------------------------------------------------------------------------------
 
     def _prefill(self) -> None:
-        """As the split problem has it, with a load of the streamed layers for each wave."""
+        """As the split problem has it, with a load of what streams for each wave."""
         link = self.hardware.link
         layer_t = self.model.layer_bytes / (link.h2d_bytes_per_s.value * self.unit_s)
         weights_t = _sum(self._streamed(level) for level in self.all) * layer_t

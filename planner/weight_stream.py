@@ -23,6 +23,9 @@ from planner.placement import Ints
 from planner.taut_string import taut_string
 from planner.weight_units import WeightUnits
 
+_MANY = 8
+"""More mini-batches than these are even enough if each layer sends what has become free with it: layers are then alike,
+and so sooner simulated."""
 _GRAINS = 4
 """A piece is no smaller than this part of what a mini-batch would get of a whole layer: transfers have latency."""
 
@@ -141,11 +144,13 @@ class WeightStream:
 
     def layers_at(self, sent: Ints) -> Ints:
         """[pieces] the layers to which pieces belong that begin after so many bytes of all pieces."""
-        numbers = range(self.units.earliest * len(self.units.units), self._sweeps * len(self.units.units))
-        of = [unit for unit, sweep in map(self.units.unit, numbers) if 0 <= sweep < self._sweeps]
-        begins = np.cumsum([0, *(unit.nbytes for unit in of)])
-        layers = np.array([unit.layer % self._layers for unit in of], np.int64)
-        return layers[np.searchsorted(begins, sent, "right") - 1]
+        units, times = self.units.units, self._sweeps - self.units.earliest
+        sweep, layer = np.divmod(np.array([unit.layer for unit in units]), self._layers)
+        sweeps = (np.arange(self.units.earliest, self._sweeps)[:, None] + sweep).ravel()
+        of = np.flatnonzero((sweeps >= 0) & (sweeps < self._sweeps))
+        begins = np.cumsum(np.tile([unit.nbytes for unit in units], times)[of])
+        layers: Ints = np.tile(layer, times)[of]
+        return layers[np.searchsorted(begins, sent, "right")]
 
     def _buffers(self) -> tuple[Buffer, ...]:
         names = self._rings[len(self._rings) - len(self.slots) :]
@@ -192,7 +197,13 @@ class WeightStream:
     def _goal_of(self, at: int, parts: int) -> _Place:
         """How far to send after part `at` of a sweep."""
         grain = self._layer_bytes / (_GRAINS * parts)
-        number, cut = self.units.at(max(int(self._path(parts)[at + 1] // grain * grain), self._due(at, parts)))
+        # Of many parts, what has become free since the last layer goes evenly beside this one.
+        layer, position = divmod(at, parts)
+        begin, share = self.units.room(layer - 1), max(position + 1 - self._lag, 0) / max(parts - self._lag, 1)
+        sent = (self.units.room(layer) - begin) * share
+        if parts <= _MANY:
+            begin, sent = 0, self._path(parts)[at + 1]
+        number, cut = self.units.at(max(begin + int(sent // grain * grain), self._due(at, parts)))
         return number, cut // ALIGNMENT * ALIGNMENT
 
     def _whole_goal(self, layer: int) -> _Place:

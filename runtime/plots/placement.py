@@ -30,7 +30,7 @@ FAR = 0.05
 """Of the limit: a budget that takes less is drawn without it, or nothing of it could be seen."""
 LINES = {
     "embedding, head and final norm": Look("#525252"), "resident weights": Look("#252525"),
-    "weight slots": Look("#969696", "///"), "streamed layers": Look("#969696", "///"),
+    "weight slots": Look("#969696", "///"), "streamed weights": Look("#969696", "///"),
     "act@gpu blocks": LOOKS["act@gpu"], "kv@gpu blocks": LOOKS["kv@gpu"],
     "act@host blocks": LOOKS["act@host"], "kv@host blocks": LOOKS["kv@host"],
     "kv slots": Look("#6baed6", "xxx"), "act slots": Look("#fdae6b", "xxx"),
