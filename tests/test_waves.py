@@ -173,10 +173,13 @@ def test_a_plan_in_waves_reads_back_and_is_verified(tmp_path: Path) -> None:
     assert [one.change for one in plan.what_if]
 
 
-def test_a_plan_from_before_waves_is_told_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "before"), [(1, "jobs ran in waves"), (2, "parts of layers stayed on the GPU")])
+def test_an_old_plan_is_told_so(tmp_path: Path, version: int, before: str) -> None:
     path = tmp_path / "plan.yaml"
-    path.write_text(in_waves(1).to_yaml().replace("schema_version: 2", "schema_version: 1", 1), encoding="utf-8")
-    with pytest.raises(InputError, match="from before jobs ran in waves"):
+    path.write_text(
+        in_waves(1).to_yaml().replace("schema_version: 3", f"schema_version: {version}", 1), encoding="utf-8"
+    )
+    with pytest.raises(InputError, match=f"from before {before}"):
         read_plan(path)
 
 
