@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.records import write
 from planner.composition import compositions
 from planner.costs import CostModel
-from planner.decisions import Decisions, chunk_prompts, spread_parts
+from planner.decisions import Decisions, chunk_prompts, spread_parts, streams
 from planner.forms import FORMS, KV_HOST, blocks_for
 from planner.hardware import HardwareProfile, load_hardware
 from planner.memory import gpu_lines, host_lines, planned_bytes
@@ -137,9 +137,7 @@ def _fitting(job: Job, batches: tuple[MiniBatch, ...], resident: tuple[int, ...]
     longest = max(prompts.values())
     for chunk, passed in ((max(longest, 2048), job.work.total_prompt_tokens), (longest, longest)):
         passes = chunk_prompts(batches, prompts, chunk, passed)
-        found = Decisions(
-            batches, passes, resident, 0 if resident == spread_parts(job.model, job.model.layers) else 2, 2, 2
-        )
+        found = Decisions(batches, passes, resident, 2 if streams(job.model, resident) else 0, 2, 2)
         host = sum(line.nbytes for line in host_lines(job.model, found))
         gpu = planned_bytes(gpu_lines(job.model, found))
         if gpu <= job.hardware.gpu.budget_bytes and host <= job.hardware.host.budget_bytes:

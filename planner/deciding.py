@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import floor
 
 from planner.costs import CostModel
-from planner.decisions import EXACT, Decisions, spread_parts
+from planner.decisions import Decisions, spread_parts, streams
 from planner.epochs import Epoch
 from planner.forms import FORM_BY_NAME, CacheForm
 from planner.memory import gpu_lines, host_lines, pinned_total, planned_bytes
@@ -109,12 +109,13 @@ class Decider:
                     one.batches[index], self.requests, self.epochs, targets, limits, not self.costs.ragged
                 )
         ordered = tuple(placed[i] for i in range(len(one.batches)))
-        weights, cache, store = self.slots
+        model, (weights, cache, store) = self.costs.model, self.slots
+        parts = spread_parts(model, split.resident_layers)
         return Decisions(
             mini_batches=ordered,
             prefill_passes=self.prefill.passes(ordered, size.chunk, size.passed),
-            resident_parts=spread_parts(self.costs.model, split.resident_layers),
-            weight_slots=weights if split.resident_layers < self.costs.model.layers * (1 - EXACT) else 0,
+            resident_parts=parts,
+            weight_slots=weights if streams(model, parts) else 0,
             cache_slots=cache,
             store_slots=store,
         )

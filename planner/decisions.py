@@ -132,10 +132,20 @@ def spread_parts(model: ModelSpec, layers: float) -> tuple[int, ...]:
     return tuple(least + (i in more) for i in range(model.layers)) if least or more else ()
 
 
-def whole_parts(model: ModelSpec, layers: float) -> float:
-    """`layers`, less what `spread_parts` leaves over."""
+def kept_layers(model: ModelSpec, parts: Sequence[int]) -> float:
+    """How many whole layers resident parts come to."""
+    return kept_bytes(model, parts) / model.layer_bytes
+
+
+def kept_bytes(model: ModelSpec, parts: Sequence[int]) -> int:
+    """Of the layers' weights that stay on the GPU with so many parts of each."""
     ends = model.prefix_bytes
-    return sum(ends[parts] for parts in spread_parts(model, layers)) / model.layer_bytes
+    return sum(ends[kept] for kept in parts)
+
+
+def streams(model: ModelSpec, parts: Sequence[int]) -> bool:
+    """Whether any weights cross the link where so many parts of each layer are resident."""
+    return min(parts, default=0) < len(model.prefix_bytes) - 1
 
 
 def chunk_prompts(

@@ -7,9 +7,9 @@ from dataclasses import replace
 from itertools import islice, product
 
 from planner.composition import compositions
-from planner.decisions import Decisions, spread_parts
+from planner.decisions import Decisions, spread_parts, streams
 from planner.forms import CacheForm
-from planner.memory import resident_layers, streamed_bytes
+from planner.memory import resident_layers
 from planner.placement import MiniBatch, RequestGroup
 from planner.search import Found, Search
 from planner.simulator import simulate
@@ -89,7 +89,7 @@ def _fitting(search: Search, decisions: Decisions) -> Decisions | None:
     model, options = search.costs.model, search.options
     if resident_layers(model, decisions) < options.min_resident_layers:
         return None
-    slots = options.weight_slots if any(streamed_bytes(model, decisions)) else 0
+    slots = options.weight_slots if streams(model, decisions.resident_parts) else 0
     decisions = replace(decisions, weight_slots=slots)
     for sized in reversed(search.prefill_sizes):
         passes = search.prefill.passes(decisions.mini_batches, sized.chunk, sized.passed)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.decisions import Decisions
+from planner.decisions import Decisions, kept_bytes, kept_layers
 from planner.forms import ACT_GPU, ACT_HOST, BLOCK_TOKENS, FORMS, KV_GPU, KV_HOST, CacheForm
 from planner.model import ModelSpec
 
@@ -103,12 +103,6 @@ def pool_bytes(model: ModelSpec, decisions: Decisions, form: CacheForm) -> int:
     return sum(mini_batch.blocks(form) for mini_batch in decisions.mini_batches) * form.block_bytes(model)
 
 
-def resident_bytes(model: ModelSpec, decisions: Decisions) -> int:
-    """Of the layers' weights that stay on the GPU."""
-    ends = model.prefix_bytes
-    return sum(ends[parts] for parts in decisions.resident_parts)
-
-
 def streamed_bytes(model: ModelSpec, decisions: Decisions) -> list[int]:
     """[layers] of the weights that cross the link in every sweep."""
     ends = model.prefix_bytes
@@ -117,7 +111,7 @@ def streamed_bytes(model: ModelSpec, decisions: Decisions) -> list[int]:
 
 def resident_layers(model: ModelSpec, decisions: Decisions) -> float:
     """How many whole layers the resident weights come to."""
-    return resident_bytes(model, decisions) / model.layer_bytes
+    return kept_layers(model, decisions.resident_parts)
 
 
 def gpu_lines(model: ModelSpec, decisions: Decisions) -> list[MemoryLine]:
@@ -128,7 +122,7 @@ def gpu_lines(model: ModelSpec, decisions: Decisions) -> list[MemoryLine]:
         MemoryLine("embedding, head and final norm", model.outer_bytes),
         MemoryLine("token ids", TOKEN_BYTES * sum(g.token_ids for b in decisions.mini_batches for g in b.groups)),
         MemoryLine("rotary table", rotary_bytes(model, decisions.positions)),
-        MemoryLine("resident weights", resident_bytes(model, decisions)),
+        MemoryLine("resident weights", kept_bytes(model, decisions.resident_parts)),
         MemoryLine("weight slots", decisions.weight_slots * max(streamed_bytes(model, decisions))),
         MemoryLine("act@gpu blocks", pool_bytes(model, decisions, ACT_GPU)),
         MemoryLine("kv@gpu blocks", pool_bytes(model, decisions, KV_GPU)),

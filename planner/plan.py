@@ -12,7 +12,7 @@ from pydantic import Field
 
 from planner.consistency import check_plan
 from planner.curve import Strict
-from planner.decisions import Decisions, chunk_prompts
+from planner.decisions import Decisions, chunk_prompts, streams
 from planner.errors import HybridserveError, InputError, nearest
 from planner.files import dump_yaml, read_yaml, validate, write_whole
 from planner.forms import FORM_BY_NAME, CacheForm, blocks_for
@@ -29,8 +29,7 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 OUTDATED = {1: "jobs ran in waves", 2: "parts of layers stayed on the GPU"}
-"""By version what came after it."""
-"""Versions of plan files that once were written."""
+"""Versions of plan files that once were written, and what came after each."""
 
 
 class MadeFor(Strict):
@@ -176,13 +175,8 @@ class Plan(Strict):
 def read_plan(path: Path) -> Plan:
     """InputError when the file is missing, truncated, edited into contradiction or of another version."""
     data = read_yaml(path, "plan")
-    if (
-        isinstance(data, dict)
-        and "decisions" in data
-        and data.get("schema_version") in OUTDATED
-        and type(data["schema_version"]) is int
-    ):
-        version = data["schema_version"]
+    version = data.get("schema_version") if isinstance(data, dict) and "decisions" in data else None
+    if type(version) is int and version in OUTDATED:
         what = f"this plan is of version {version}, from before {OUTDATED[version]}"
         raise InputError(what, where=f"{path}: schema_version", cure="Plan again: hybridserve plan")
     plan = validate(Plan, data, str(path))
@@ -254,7 +248,7 @@ def restore_waves(record: DecisionsRecord, workload: Workload, model: ModelSpec)
     if len(parts) not in (0, model.layers) or max(parts, default=0) > most:
         what = f"not the parts of each of {model.layers} layers, 0 to {most} of them, and not an empty list"
         raise InputError(what, where="decisions.resident_parts", cure="Plan again")
-    if record.weight_slots == 0 and (not parts or min(parts) < most):
+    if record.weight_slots == 0 and streams(model, parts):
         raise InputError("streamed weights need a slot", where="decisions.weight_slots", cure="At least 1, better 2")
     return waves
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pulp
 
-from planner.decisions import whole_parts
+from planner.decisions import kept_layers, spread_parts
 from planner.errors import HybridserveError
 from planner.ilp import TIE_BREAK, SplitModel, alive_shares, build
 from planner.solver import Highs
@@ -72,7 +72,8 @@ def _decide_forms(m: SplitModel) -> None:
     for variable in m.problem.variables():
         if variable.cat == pulp.LpInteger:
             variable.lowBound = variable.upBound = round(variable.varValue)
-    resident = whole_parts(m.data.model, max(float(m.resident.varValue), 0.0))
+    model = m.data.model
+    resident = kept_layers(model, spread_parts(model, max(float(m.resident.varValue), 0.0)))
     if resident >= m.data.min_resident_layers * (1 - SOLVER_SLACK):
         m.resident.lowBound = m.resident.upBound = resident
     held = {f.name: sum(m.final[b, g, f.name].varValue for b, g in m.lives) for f in m.data.forms}

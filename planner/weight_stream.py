@@ -18,7 +18,7 @@ import numpy as np
 from planner.decisions import Decisions
 from planner.memory import ALIGNMENT
 from planner.model import ModelSpec
-from planner.operation import Buffer, Marks, Ring
+from planner.operation import Buffer, Marks
 from planner.placement import Ints
 from planner.taut_string import taut_string
 from planner.weight_units import WeightUnits
@@ -67,7 +67,7 @@ class WeightStream:
         self._layers, self._layer_bytes = model.layers, model.layer_bytes
         self._sweeps = len(decisions.prefill_passes) + steps
         self._marks = marks
-        self._rings = [Ring(f"weights.{p}", decisions.weight_slots, marks) for p in range(len(self.units.users))]
+        self._names = [f"weights.{part}" for part in range(len(self.units.users))]
         # The link runs ahead of compute by the cache slots: when it comes to a piece, compute is so many parts behind.
         self._lag = decisions.cache_slots - 1
         self._entered, self._target, self._cut = 0, self.units.earliest * len(self.units.units), 0
@@ -112,7 +112,7 @@ class WeightStream:
         buffers = self._buffers()
         if not buffers:
             return (), ()
-        last = self.units.last_part[(self._entered - 1) % self._layers] - (len(self._rings) - len(buffers))
+        last = self.units.last_part[(self._entered - 1) % self._layers] - (len(self._names) - len(buffers))
         return self._marks.after(_whole(buffers[last])), buffers
 
     def pieces(self, position: int, parts: int, even: bool) -> Iterator[tuple[Piece, int]]:
@@ -127,12 +127,12 @@ class WeightStream:
 
     def leave(self, last_operation: int) -> None:
         """Compute on the current layer ends with `last_operation`."""
-        for name, slot in self._buffers():
-            self._marks.set((name, slot), last_operation)
+        for buffer in self._buffers():
+            self._marks.set(buffer, last_operation)
 
     def waits(self, piece: Piece) -> tuple[int, ...]:
         """What must end before its slot may be overwritten."""
-        return self._rings[piece.part].freed_by(piece.slot) if piece.offset == 0 else ()
+        return self._marks.after(self.buffer(piece)) if piece.offset == 0 else ()
 
     def issued(self, piece: Piece, operation: int) -> None:
         """Note the operation that carries `piece`, which the layer's compute waits for."""
@@ -140,7 +140,7 @@ class WeightStream:
 
     def buffer(self, piece: Piece) -> Buffer:
         """The slot that it fills."""
-        return self._rings[piece.part].name, piece.slot
+        return self._names[piece.part], piece.slot
 
     def layers_at(self, sent: Ints) -> Ints:
         """[pieces] the layers to which pieces belong that begin after so many bytes of all pieces."""
@@ -153,8 +153,7 @@ class WeightStream:
         return layers[np.searchsorted(begins, sent, "right")]
 
     def _buffers(self) -> tuple[Buffer, ...]:
-        names = self._rings[len(self._rings) - len(self.slots) :]
-        return tuple((ring.name, slot) for ring, slot in zip(names, self.slots, strict=True))
+        return tuple(zip(self._names[len(self._names) - len(self.slots) :], self.slots, strict=True))
 
     # ---- what is sent in one layer ---------------------------------------------------------------
 

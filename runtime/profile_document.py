@@ -109,7 +109,7 @@ def _achieved(m: Measured) -> Number:
 
 def _input_rate(m: Measured) -> dict[str, Number]:
     """From products that differ in their columns alone; nothing where narrow ones are no slower for their size, or on
-    a busy machine so much that a whole product would take no time beside."""
+    a busy machine so much that it would be most of a whole product."""
     hidden, one = m.request.hidden, m.round.series
     wide, narrow = GEMM_COLUMNS * hidden, int(NARROW_COLUMNS * hidden)
     fixed_s = nbytes = whole_s = 0.0

@@ -8,8 +8,8 @@ from math import prod
 
 import torch
 
-from planner.decisions import Decisions
-from planner.memory import resident_bytes, streamed_bytes
+from planner.decisions import Decisions, kept_bytes
+from planner.memory import streamed_bytes
 from planner.model import ModelSpec
 from planner.operation import Operation
 from runtime.arena import Arena
@@ -31,7 +31,7 @@ class WeightStore:
         streams, any_of = [range(parts, len(sizes)) for parts in kept], range(min(kept), len(sizes))
         self.layers = layers
         outer = gpu.carve("embedding, head and final norm", (model.outer_bytes // e,), dtype)
-        resident = gpu.carve("resident weights", (resident_bytes(model, decisions) // e,), dtype)
+        resident = gpu.carve("resident weights", (kept_bytes(model, decisions.resident_parts) // e,), dtype)
         slots = gpu.carve("weight slots", (decisions.weight_slots * sum(sizes[part] for part in any_of),), dtype)
         host_flat = host.carve("streamed weights", (sum(streamed_bytes(model, decisions)) // e,), dtype)
         self.outer: Weights = views(outer, layers.outer_shapes())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from benchmarks.exhaustive import spreads
 from planner.composition import compose
 from planner.costs import CostModel
-from planner.decisions import Decisions, chunk_prompts, spread_parts
+from planner.decisions import Decisions, chunk_prompts, streams
 from planner.forms import ACT_HOST, FORMS, KV_HOST, CacheForm, blocks_for
 from planner.hardware import HardwareProfile
 from planner.memory import gpu_lines, host_lines, planned_bytes
@@ -107,7 +107,7 @@ def divided(
         for members in compose(sizes, count)
     )  # fmt: skip
     prompts = {i: r.prompt_len for i, r in enumerate(work.requests)}
-    slots = 0 if resident == spread_parts(model, model.layers) else 2
+    slots = 2 if streams(model, resident) else 0
     passes = chunk_prompts(batches, prompts, 2048, work.total_prompt_tokens)
     return Decisions(batches, passes, resident, slots, 2, 2)
 

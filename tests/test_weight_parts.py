@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from planner.costs import CostModel
-from planner.decisions import spread_parts, whole_parts
+from planner.decisions import kept_layers, spread_parts
 from planner.forms import KV_HOST
 from planner.memory import gpu_lines, host_lines, resident_layers
 from planner.model import known_models, load_model
@@ -38,7 +38,7 @@ def test_parts_end_where_tensors_end(name: str) -> None:
 @settings(deadline=None)
 def test_parts_are_spread_and_no_more_than_asked_for(layers: float) -> None:
     parts = spread_parts(MODEL, layers)
-    kept = whole_parts(MODEL, layers)
+    kept = kept_layers(MODEL, parts)
     largest = float(np.diff(MODEL.prefix_bytes).max()) / MODEL.layer_bytes
     assert layers - largest - 1e-6 <= kept <= layers * (1 + 1e-6)
     assert parts == () or (len(parts) == MODEL.layers and max(parts) - min(parts) <= 1)
