@@ -11,7 +11,6 @@ The number of waves is searched like the number of mini-batches: by branch and b
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -43,6 +42,8 @@ MANY_REQUESTS = 1000
 """In waves, beyond which only the first number of waves that has a plan is planned, and none of them in every way."""
 MANY_WAVES = 4
 """Beyond so many different waves only one is planned by a search; the others take over its number of mini-batches."""
+NEAR_BEST = 2
+"""Numbers of waves beyond the one where the relaxation is best that may promise more."""
 FEW_KINDS = 2
 """Different waves up to which each is worth a second look."""
 ANOTHER_LOOK = 0.02
@@ -183,13 +184,12 @@ class WaveSearch:
         cuts = _Cuts(WaveBound(self.whole, self._unlike), 1, len(self.requests))
         if not cuts.heap or self.hardest().run() is None:
             return None
-        fewest = max(cuts.bound.fewest_waves, cuts.bound.fewest_by_blocks)
-        # Of very many requests only one number of waves is planned: about that where the relaxation is best.
-        first = max(fewest, round(cuts.heap[0][3])) if len(self.requests) > MANY_REQUESTS else fewest
+        fewest = max(cuts.bound.fewest_waves, cuts.bound.fewest_by_blocks, 2)
+        many = len(self.requests) > MANY_REQUESTS or self._kinds(fewest) > MANY_WAVES
+        first = self._promising(max(fewest, int(cuts.heap[0][3]))) if many else fewest
         best = self._first(first, cuts.tried)
         if best is None:
             return None
-        many = best.kinds > MANY_WAVES or len(self.requests) > MANY_REQUESTS
         best, proven_s = self._branch(cuts, best, 0 if many else MAX_CUTS, TOLERANCE)
         return best.bounded(min(self._proven(proven_s, 1), best.timeline.total_s))
 
@@ -246,9 +246,15 @@ class WaveSearch:
         other = self._plan(count) if first.kinds <= FEW_KINDS else first
         return other if other and other.timeline.total_s < best.timeline.total_s else best
 
-    def _first(self, fewest: int, tried: set[int]) -> _Planned | None:
-        """The first number of waves that has a plan, in growing strides from `fewest`."""
-        count, stride = max(fewest, 2), 1
+    def _promising(self, first: int) -> int:
+        """Of many waves only one number is planned: that which promises most, of a few from `first`, where the
+        relaxation of all cuts is best. A wave too few costs much more than one too many."""
+        counts = range(first, min(first + NEAR_BEST, len(self.requests)) + 1)
+        return min(counts, key=lambda count: (self._promise_s(count), count), default=len(self.requests))
+
+    def _first(self, first: int, tried: set[int]) -> _Planned | None:
+        """The first number of waves that has a plan, in growing strides from `first`."""
+        count, stride = first, 1
         while True:
             tried.add(count)
             found = self._plan(count)
@@ -297,7 +303,7 @@ class WaveSearch:
     def _plan(self, count: int, thorough: bool = True) -> _Planned | None:
         """Weights are loaded once, so all waves keep the same layers: as many as the wave with least room for them."""
         members = cut(self.requests, count)
-        kinds = len({self._lengths(wave) for wave in members})
+        kinds = self._kinds(count)
         thorough = thorough and kinds <= FEW_KINDS and len(self.requests) <= MANY_REQUESTS
         most = self.options.max_resident_layers
         while True:
@@ -326,15 +332,16 @@ class WaveSearch:
         return whole if len(whole) == len(parts) else None
 
     def _promise_s(self, count: int) -> float:
-        """What the relaxations of `count` waves add up to; 0 where too many differ to ask."""
+        """What the relaxations of `count` waves add up to; where many differ, about that, from some of them."""
         members = cut(self.requests, count)
-        waves, of = Counter(map(self._lengths, members)), {self._lengths(wave): wave for wave in members}
-        if len(waves) > MANY_WAVES:
-            return 0.0
-        return sum(
-            times * self._search(of[lengths], self.options.max_resident_layers).promise_s()
-            for lengths, times in waves.items()
-        )
+        if self._kinds(count) > MANY_WAVES:
+            members = [members[(2 * i + 1) * count // (2 * MANY_WAVES)] for i in range(MANY_WAVES)]
+        promised = [self._search(wave, self.options.max_resident_layers).promise_s() for wave in members]
+        return sum(promised) * count / len(promised)
+
+    def _kinds(self, count: int) -> int:
+        """How many of `count` waves differ."""
+        return len(set(map(self._lengths, cut(self.requests, count))))
 
     def _search(self, members: Sequence[int], most_resident: float | None) -> Search:
         """That of one wave: one for equal waves."""
