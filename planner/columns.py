@@ -1,14 +1,14 @@
 """A schedule as columns of numbers: what simulating it and accounting for it needs, without an object per operation.
 
-The layers of a step, and most steps, are alike. So the schedule itself is asked for the operations of one section of
-each kind, with placeholders for what they wait for of earlier sections; all others are copies with the placeholders
-filled in. Nothing is said here about what a schedule does.
+Most steps are alike, and so are their layers. So the schedule itself is asked for the operations of one section of each
+kind, with placeholders for what they wait for of earlier sections; all others are copies with the placeholders filled
+in, and a step is recorded as copies of its layers. Nothing is said here about what a schedule does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 
@@ -129,13 +129,9 @@ def columns_of(operations: Iterable[Operation]) -> Columns:
 
 def schedule_columns(schedule: Schedule) -> Columns:
     """The columns of a whole schedule that nothing has been read from."""
-    patterns: dict[Hashable, _Pattern] = {}
-    copies = _Copies(len(schedule.decisions.mini_batches))
+    patterns, copies = _Patterns(schedule), _Copies(len(schedule.decisions.mini_batches))
     for section in schedule.sections():
-        pattern = patterns.get(section.key)
-        if pattern is None:
-            pattern = patterns[section.key] = _Pattern.record(schedule, section, copies.mini_batches)
-        copies.add(schedule, section, pattern)
+        copies.add(schedule, section, patterns.of(section))
     return copies.columns(schedule)
 
 
@@ -154,10 +150,14 @@ class _Placeholders(dict[Buffer, int]):
         self[buffer] = -len(self.asked)
         return self[buffer]
 
+    def get(self, buffer: Buffer, default: object = None) -> int:
+        """Nothing is ever missing."""
+        return self[buffer]
+
 
 @dataclass(frozen=True)
 class _Pattern:
-    """One section with ids counted from its first operation. Host blocks are those of layer 0."""
+    """One section with ids counted from its first operation, and layers from the section's."""
 
     columns: Columns
     """Waits below zero are for what is marked for `asked`: the first is -1."""
@@ -167,21 +167,42 @@ class _Pattern:
     passed: Sequence[int]
     """What it adds to the counters of the schedule."""
 
-    @classmethod
-    def record(cls, schedule: Schedule, section: Section, mini_batches: int) -> _Pattern:
+
+class _Patterns:
+    """The pattern of every kind of section, recorded when the first of its kind is asked for."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule, self.mini_batches = schedule, len(schedule.decisions.mini_batches)
+        self._known: dict[Hashable, _Pattern] = {}
+
+    def of(self, section: Section) -> _Pattern:
+        """That of `section`, which comes next."""
+        if section.key not in self._known:
+            self._known[section.key] = self._record(section)
+        return self._known[section.key]
+
+    def _record(self, section: Section) -> _Pattern:
         """Issue a section with placeholders and leave the schedule as it was."""
+        schedule = self.schedule
         marks, before = schedule.marks.last, schedule.counters
         placeholders = _Placeholders()
         schedule.marks.last, schedule.issued = placeholders, 0
-        columns = columns_of(section.operations())
+        columns = self._composed(section.parts()) if section.parts else columns_of(section.operations())
         schedule.issued += before[0]
         passed = [b - a for a, b in zip(before, schedule.counters, strict=True)]
         schedule.marks.last, schedule.counters = marks, before
-        back = -max(section.layer, 0) * mini_batches
-        return cls(
-            columns, [_moved(buffer, back) for buffer in placeholders.asked],
+        first = max(section.layer, 0)
+        back = -first * self.mini_batches
+        return _Pattern(
+            replace(columns, layer=columns.layer - first), [_moved(buffer, back) for buffer in placeholders.asked],
             [(_moved(buffer, back), op) for buffer, op in placeholders.items() if op >= 0], passed,
         )  # fmt: skip
+
+    def _composed(self, parts: Iterable[Section]) -> Columns:
+        copies = _Copies(self.mini_batches)
+        for part in parts:
+            copies.add(self.schedule, part, self.of(part))
+        return copies.joined()
 
 
 def _moved(buffer: Buffer, by: int) -> Buffer:
@@ -200,39 +221,45 @@ class _Copies:
 
     def add(self, schedule: Schedule, section: Section, pattern: _Pattern) -> None:
         """A copy of `pattern` for `section`, which the schedule goes past."""
-        begins, last = schedule.issued, schedule.marks.last
+        begins, last, layer = schedule.issued, schedule.marks.last, max(section.layer, 0)
         self._patterns.append(pattern)
-        self._differs.append((begins, section.step, section.layer, len(self._marked)))
-        forward = max(section.layer, 0) * self.mini_batches
-        self._marked += [last.get(_moved(buffer, forward), _NOBODY) for buffer in pattern.asked]
-        for buffer, op in pattern.marked:
-            last[_moved(buffer, forward)] = begins + op
+        self._differs.append((begins, section.step, layer, len(self._marked)))
+        asked, marked = pattern.asked, pattern.marked
+        if layer:
+            forward = layer * self.mini_batches
+            asked = [_moved(buffer, forward) for buffer in asked]
+            marked = [(_moved(buffer, forward), op) for buffer, op in marked]
+        self._marked += [last.get(buffer, _NOBODY) for buffer in asked]
+        for buffer, op in marked:
+            last[buffer] = begins + op
         schedule.counters = tuple(a + b for a, b in zip(schedule.counters, pattern.passed, strict=True))
 
-    def columns(self, schedule: Schedule) -> Columns:
-        """All copies as one, with the bytes of every decode step."""
+    def joined(self) -> Columns:
+        """All copies as one, whose waits for earlier sections are what their marks said."""
         parts = [pattern.columns for pattern in self._patterns]
-        kind, stream, part, nbytes, offset, waits = (
+        kind, stream, layer, part, nbytes, offset, waits, counts = (
             np.concatenate([getattr(one, name) for one in parts])
-            for name in ("kind", "stream", "part", "nbytes", "offset", "waits")
+            for name in ("kind", "stream", "layer", "part", "nbytes", "offset", "waits", "wait_counts")
         )
         differs = np.array(self._differs, np.int64)
-        _, step, layer, _ = np.repeat(differs, [len(one) for one in parts], axis=0).T
+        _, step, first, _ = np.repeat(differs, [len(one) for one in parts], axis=0).T
         begins, _, _, marked_from = np.repeat(differs, [len(one.waits) for one in parts], axis=0).T
         marked = np.array([*self._marked, _NOBODY], np.int64)
         waits = np.where(waits >= 0, begins + waits, marked[np.where(waits >= 0, -1, marked_from - waits - 1)])
+        return Columns(kind, stream, step.copy(), layer + first, part, nbytes, offset, waits, counts)
+
+    def columns(self, schedule: Schedule) -> Columns:
+        """Those of a whole job: with the bytes of every decode step, and the layers of all weights."""
+        found = self.joined()
+        kind, step, nbytes, layer, waits = found.kind, found.step, found.nbytes, found.layer, found.waits
         for name, by_batch in schedule.decode_bytes.items():
             chosen = np.flatnonzero((kind == KIND_CODE[name]) & (step > 0))
             table = np.zeros((len(by_batch), schedule.decisions.decode_steps), np.int64)
             for m, moved in enumerate(by_batch):
                 table[m, : len(moved)] = moved
-            nbytes[chosen] = table[part[chosen], step[chosen] - 1]
-        layer = layer.copy()
+            nbytes[chosen] = table[found.part[chosen], step[chosen] - 1]
         if (loads := np.flatnonzero(kind == _LOAD_WEIGHTS)).size:  # in order, one layer after the other
             layer[loads] = schedule.layers_at(np.cumsum(nbytes[loads]) - nbytes[loads])
-        counts = np.concatenate([one.wait_counts for one in parts])
-        waiting = np.repeat(np.arange(len(kind)), counts)[waits != _NOBODY]
-        return Columns(
-            kind, stream, step.copy(), layer, part, nbytes, offset, waits[waits != _NOBODY],
-            np.bincount(waiting, minlength=len(kind)),
-        )  # fmt: skip
+        waiting = found.waiting[waits != _NOBODY]
+        counts = np.bincount(waiting, minlength=len(kind))
+        return replace(found, waits=waits[waits != _NOBODY], wait_counts=counts)

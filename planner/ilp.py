@@ -59,15 +59,14 @@ class SplitModel:
         self.ahead_share: Any
         """Of a layer that is ahead in the slots at most while the last layer, of which more may be resident, is
         computed."""
-        if (least := data.least_parts) is None:
+        self.resident = var("resident_layers", fewest, max(fewest, most))
+        if data.least_parts is None:
             self.kept_parts = [var(f"kept_parts_{k}", 0, 1, category) for k in range(len(self.shares))]
             self.slot_share = _sum((1 - share) * self.kept_parts[k] for k, share in enumerate(self.shares))
             self.ahead_share = _sum(self._ahead(k) * kept for k, kept in enumerate(self.kept_parts))
         else:
-            beyond = self.shares[min(least + 1, len(self.shares) - 1)]
-            fewest, most = max(fewest, layers * self.shares[least]), min(most, layers * beyond)
-            self.slot_share, self.ahead_share = 1 - self.shares[least], self._ahead(least)
-        self.resident = var("resident_layers", fewest, max(fewest, most))
+            self.slot_share, self.ahead_share = var("slot_share"), var("ahead_share")
+            self.keep(data.least_parts)
         self.kv_slot, self.act_slot = var("kv_slot_gib", 0), var("act_slot_gib", 0)
         self.rebuilt, self.overlay = var("rebuilt_gib", 0), var("overlay_gib", 0)
         self.prefill_t = var("prefill_t", 0)
@@ -84,6 +83,16 @@ class SplitModel:
         self._held: dict[tuple[int, str, int], Any] = {}
         self.rows: dict[str, list[str]] = {}
         """Names of the rows that each family added."""
+
+    def keep(self, least: int) -> list[pulp.LpVariable]:
+        """`least` parts of every layer are resident, and not of every layer more. The variables that this bounds."""
+        layers, most = self.data.model.layers, self.data.max_resident_layers
+        low = max(layers * self.shares[least], self.data.min_resident_layers)
+        high = min(layers * self.shares[min(least + 1, len(self.shares) - 1)], layers if most is None else most)
+        self.resident.bounds(low, max(low, high))
+        self.slot_share.bounds(1 - self.shares[least], 1 - self.shares[least])
+        self.ahead_share.bounds(self._ahead(least), self._ahead(least))
+        return [self.resident, self.slot_share, self.ahead_share]
 
     def _ahead(self, least: int) -> float:
         beyond = self.shares[min(least + 1, len(self.shares) - 1)]

@@ -26,7 +26,7 @@ _NEWEST_STORE: Buffer = ("store", -1)
 
 
 class Section(NamedTuple):
-    """Operations that follow each other: one layer of a prefill pass or decode step, or what frames the layers.
+    """Operations that follow each other: a decode step, one layer of it or of a prefill pass, or what frames the layers.
 
     Sections of equal keys are alike: they differ in the ids of their operations, in step and layer, in the layers that
     pieces of weights belong to, in what they wait for of earlier sections and, while decoding, in `decode_bytes`.
@@ -35,7 +35,10 @@ class Section(NamedTuple):
     key: Hashable
     step: int
     layer: int
+    """The first, -1 where none is meant."""
     operations: Callable[[], Iterator[Operation]]
+    parts: Callable[[], Iterator[Section]] | None = None
+    """Sections that are the same operations; the rules of `Schedule.sections` hold for them, too."""
 
 
 class _Part(NamedTuple):
@@ -83,7 +86,7 @@ class Schedule:
         if self.steps:
             yield Section("begin", 0, -1, self._begin_decode)
         for step in self.steps:
-            yield from self._decode_step(step)
+            yield self._decode_step(step)
 
     @property
     def counters(self) -> tuple[int, ...]:
@@ -101,8 +104,12 @@ class Schedule:
 
     def _phase(self, parts: int, even: bool) -> tuple[object, ...]:
         """All that a layer's operations depend on besides its parts and the marks."""
-        rings = (self._stores, *self._rings.values())
-        return (*(ring.uses % ring.slots for ring in rings), *self._weights.phase(parts, even))
+        return (*self._slots, *self._weights.phase(parts, even))
+
+    @property
+    def _slots(self) -> tuple[int, ...]:
+        """The next of every ring."""
+        return tuple(ring.uses % ring.slots for ring in (self._stores, *self._rings.values()))
 
     def _first_layer(self) -> Iterator[Operation]:
         yield from (self._load_piece(*sent, 0) for sent in self._weights.first())
@@ -170,11 +177,16 @@ class Schedule:
             found["store"].append(batch.shapes.new_tokens @ self._store_bytes)
         return found
 
-    def _decode_step(self, step: int) -> Iterator[Section]:
+    def _decode_step(self, step: int) -> Section:
         batches = self.decisions.mini_batches
         parts = tuple(self._part(m, step) for m, batch in enumerate(batches) if batch.decode_steps >= step)
-        active = tuple(part.mini_batch for part in parts)
         does = tuple(part.does for part in parts)
+        sections = partial(self._decode_sections, step, parts, does)
+        key = "step", does, self._slots, self._weights.sweep_phase(len(parts))
+        return Section(key, step, 0, lambda: (op for section in sections() for op in section.operations()), sections)
+
+    def _decode_sections(self, step: int, parts: Sequence[_Part], does: tuple[object, ...]) -> Iterator[Section]:
+        active = tuple(part.mini_batch for part in parts)
         yield Section(("embed", active), step, -1, partial(self._frame, "embed", step, active))
         for layer in range(self.model.layers):
             operations = partial(self._decode_layer, step, layer, parts)

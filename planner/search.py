@@ -23,7 +23,7 @@ from planner.forms import CacheForm, blocks_for
 from planner.memory import workspace_elements
 from planner.prefill_sizing import PrefillSizing, Sized
 from planner.split_problem import Bin, PrefillSize, Split, SplitProblem
-from planner.split_solver import solve
+from planner.split_solver import Relaxation, solve
 from planner.workload import Workload
 
 TOLERANCE = 1e-3
@@ -109,6 +109,7 @@ class Search:
             options.act_share is None,
         )  # fmt: skip
         self._bounds: dict[tuple[int, int, int], float | None] = {}
+        self._relaxations: dict[tuple[int, int], Relaxation] = {}
         self._cache: dict[int, Solved | None] = {}
         self._rounded: dict[int, Decisions | None] = {}
 
@@ -280,8 +281,9 @@ class Search:
         """That of the linear program; None where it has no solution."""
         key = lo, hi, least_parts
         if key not in self._bounds:
-            split = solve(self.relaxed(lo, hi, least_parts), relax=True)
-            self._bounds[key] = split.bound_s if split else None
+            if (lo, hi) not in self._relaxations:
+                self._relaxations[lo, hi] = Relaxation(self.relaxed(lo, hi))
+            self._bounds[key] = self._relaxations[lo, hi].bound_s(least_parts)
         return self._bounds[key]
 
     def relaxed(self, lo: int, hi: int, least_parts: int | None = None) -> SplitProblem:

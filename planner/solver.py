@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import highspy
@@ -14,6 +15,15 @@ class Highs(pulp.HiGHS):  # type: ignore[misc]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(msg=False, threads=1, **options)
+
+    def actualSolve(self, lp: Any) -> int:
+        """PuLP collects and sorts the variables anew for each of three looks at them: once is enough."""
+        variables = lp.variables()
+        lp.variables = lambda: variables
+        try:
+            return int(super().actualSolve(lp))
+        finally:
+            del lp.variables
 
     def buildSolverModel(self, lp: Any) -> None:
         """All columns and rows at once, of a problem to minimise."""
@@ -38,3 +48,39 @@ class Highs(pulp.HiGHS):  # type: ignore[misc]
             kinds = highspy.HighsVarType
             model.integrality_ = [kinds.kInteger if v.cat == pulp.LpInteger else kinds.kContinuous for v in variables]
         lp.solverModel.passModel(model)
+
+
+class Unsolved(Exception):
+    """HiGHS gave up."""
+
+
+class Kept:
+    """A linear program to minimise that HiGHS keeps: solved again for other bounds, from the last solution on."""
+
+    def __init__(self, lp: Any, **options: Any) -> None:
+        self._lp = lp
+        solver = Highs(**options)
+        solver.createAndConfigureSolver(lp)
+        solver.buildSolverModel(lp)
+
+    def change(self, row: Any, variable: pulp.LpVariable, factor: float) -> None:
+        """That of a variable in one row, brought to the left side of it."""
+        self._lp.solverModel.changeCoeff(row.index, variable.index, factor)
+
+    def value(self, variable: pulp.LpVariable) -> float:
+        """Of a variable in the last solution."""
+        return float(self._lp.solverModel.getSolution().col_value[variable.index])
+
+    def least(self, changed: Iterable[pulp.LpVariable]) -> float | None:
+        """The least objective with these variables' bounds as they now are; None where nothing is feasible. Raises
+        Unsolved where HiGHS stops for any other reason."""
+        solver = self._lp.solverModel
+        for variable in changed:
+            solver.changeColBounds(variable.index, variable.lowBound, variable.upBound)
+        solver.run()
+        status, of = solver.getModelStatus(), highspy.HighsModelStatus
+        if status == of.kOptimal:
+            return float(solver.getObjectiveValue() + self._lp.objective.constant)
+        if status in (of.kInfeasible, of.kUnboundedOrInfeasible):
+            return None
+        raise Unsolved(str(status))

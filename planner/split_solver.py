@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pulp
@@ -9,7 +10,7 @@ import pulp
 from planner.decisions import kept_layers, spread_parts
 from planner.errors import HybridserveError
 from planner.ilp import TIE_BREAK, SplitModel, alive_shares, build
-from planner.solver import Highs
+from planner.solver import Highs, Kept, Unsolved
 from planner.split_problem import Split, SplitProblem
 
 SOLVER_SLACK = 1e-6
@@ -41,6 +42,27 @@ def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: f
         # link_use and host_use <= job time, so the least job time is at least the least objective / (1 + 2 TIE_BREAK).
         bound_s=bound * (1 - SOLVER_SLACK) / (1 + 2 * TIE_BREAK if data.decided else 1),
     )
+
+
+class Relaxation:
+    """The bounds of a relaxation for each number of parts that may be resident of every layer at least."""
+
+    def __init__(self, data: SplitProblem) -> None:
+        self.data = data
+        self._model: tuple[SplitModel, Kept] | None = None
+
+    def bound_s(self, least_parts: int) -> float | None:
+        """None where it has no solution. Built for the first, and solved on from there for the others."""
+        if self._model is None:
+            m = build(replace(self.data, least_parts=least_parts), relax=True, ties=False)
+            self._model = m, Kept(m.problem, **QUICK)
+        m, kept = self._model
+        try:
+            least = kept.least(m.keep(least_parts))
+        except Unsolved:
+            split = solve(replace(self.data, least_parts=least_parts), relax=True)
+            return split.bound_s if split else None
+        return None if least is None else least * self.data.unit_s * (1 - SOLVER_SLACK)
 
 
 def _least_parts(m: SplitModel) -> int:

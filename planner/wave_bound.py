@@ -104,7 +104,11 @@ class WaveBound:
     def of(self, fewest: int, most: int) -> Bound | None:
         """The bound for `fewest` to `most` waves; None when memory does not hold any such cut."""
         least = max(fewest, self.fewest_waves) if self.together else most + 1
-        return Program(self, least, most).solve() if least <= most else None
+        return self._program.least(least, most) if least <= most else None
+
+    @cached_property
+    def _program(self) -> Program:
+        return Program(self)
 
     # ---- data of the program ---------------------------------------------------------------------
 

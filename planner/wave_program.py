@@ -15,7 +15,7 @@ from planner.epochs import Epoch
 from planner.forms import BLOCK_TOKENS, CacheForm
 from planner.ilp import GIB
 from planner.memory import workspace_elements
-from planner.solver import Highs
+from planner.solver import Kept, Unsolved
 
 if TYPE_CHECKING:
     from planner.wave_bound import WaveBound
@@ -83,20 +83,18 @@ class _Level:
 
 
 class Program:
-    """The program for one range of wave counts. Times in the unit of the split problem, memory in GiB."""
+    """The program, built once for all ranges of wave counts. Times in the unit of the split problem, memory in GiB."""
 
-    def __init__(self, data: WaveBound, fewest: int, most: int) -> None:
+    def __init__(self, data: WaveBound) -> None:
         self.data, self.model, self.hardware = data, data.costs.model, data.costs.hardware
         self.problem = pulp.LpProblem("waves", pulp.LpMinimize)
         self.unit_s = data.problem.unit_s
         self.all = [self._level(kind, f"{k}", None) for k, kind in enumerate(data.kinds)]
-        for level in self.all:  # every other wave has a request at least
-            most_each = min(len(data.search.requests) - fewest + 1, data.together)
-            self.problem += level.requests <= most_each * level.waves
-        waves = _sum(level.waves for level in self.all)
-        self.problem += waves >= fewest
-        self.problem += waves <= most
-        self.waves = waves
+        self.most_each = [level.requests <= data.together * level.waves for level in self.all]
+        for row in self.most_each:
+            self.problem += row
+        self.waves = pulp.LpVariable("waves", 1, len(data.search.requests))
+        self.problem += _sum(level.waves for level in self.all) == self.waves
         self._distribute(self.all, data.load(None))
         self.decode_t: list[Any] = []
         self.early: list[list[Any]] = [[] for _ in data.kinds]
@@ -109,15 +107,20 @@ class Program:
             self.problem += _sum(early) <= level.slot_share * (head_s / self.unit_s)
         self.prefill_t = pulp.LpVariable("prefill_t", 0)
         self._prefill()
-
-    def solve(self) -> Bound | None:
-        """None where memory holds no such cut."""
         self.problem += _sum(self.decode_t) + self.prefill_t
-        self.problem.solve(Highs(timeLimit=LATEST))
-        if pulp.LpStatus[self.problem.status] != "Optimal":
+        self._kept = Kept(self.problem, timeLimit=LATEST)
+
+    def least(self, fewest: int, most: int) -> Bound | None:
+        """For `fewest` to `most` waves; None where memory holds no such cut, or the solver finds none in time."""
+        self.waves.bounds(fewest, most)
+        for row, level in zip(self.most_each, self.all, strict=True):  # every other wave has a request at least
+            each = min(len(self.data.search.requests) - fewest + 1, self.data.together)
+            self._kept.change(row, level.waves, -each)
+        try:
+            total_t = self._kept.least([self.waves])
+        except Unsolved:
             return None
-        total_t = float(pulp.value(self.problem.objective))
-        return Bound(total_t * self.unit_s * (1 - SLACK), float(pulp.value(self.waves)))
+        return None if total_t is None else Bound(total_t * self.unit_s * (1 - SLACK), self._kept.value(self.waves))
 
     # ---- waves and their memory ------------------------------------------------------------------
 

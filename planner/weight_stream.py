@@ -95,6 +95,10 @@ class WeightStream:
         plan = self._planned(sweep, layer, parts, even)
         return self.units.slots_of(sweep, layer), plan.pieces, plan.passed, plan.cut
 
+    def sweep_phase(self, parts: int) -> tuple[object, ...]:
+        """All that decides what the next sweep does while decoding, with so many parts in every layer."""
+        return self._key(self._entered // self._layers, 0, parts, True) if self.units.units else ()
+
     def first(self) -> Iterator[tuple[Piece, int]]:
         """All that comes before the first layer and with it: (piece, layer)."""
         if self.units.units:
@@ -157,12 +161,15 @@ class WeightStream:
 
     # ---- what is sent in one layer ---------------------------------------------------------------
 
-    def _planned(self, sweep: int, layer: int, parts: int, even: bool) -> _Plan:
+    def _key(self, sweep: int, layer: int, parts: int, even: bool) -> tuple[object, ...]:
         ahead = self._target - sweep * len(self.units.units)
         # Sweeps are alike but for the first ones and the last ones, and for the slots that they begin with.
         few = 3 - self.units.earliest
         since, left = min(sweep, few), min(self._sweeps - sweep, few)
-        key = even, layer, parts, ahead, self._cut, since, left, self._phase(sweep)
+        return even, layer, parts, ahead, self._cut, since, left, self._phase(sweep)
+
+    def _planned(self, sweep: int, layer: int, parts: int, even: bool) -> _Plan:
+        key = self._key(sweep, layer, parts, even)
         if key not in self._plans:
             self._plans[key] = self._plan(sweep, layer, parts, even)
         return self._plans[key]
