@@ -19,7 +19,7 @@ EVERY_WAY_GAP = 0.02
 """Jobs of a few requests that are not proven to be this near the best are tried in every way."""
 WORTH_TRYING = 5e-4
 """Relative: what promises no more than this beyond the best so far is not tried."""
-NEARLY = 0.002
+NEARLY = 0.0005
 """Relative: plans whose estimates differ by less are simulated, the two fastest of them."""
 
 
@@ -91,8 +91,8 @@ def _narrower(search: Search) -> Iterator[Search]:
 
 
 def _each(search: Search, below_s: float, nodes: int) -> Iterator[_Tried]:
-    """The search's choice, other numbers of mini-batches, more cache slots, and mini-batches of requests that end
-    together, as far as they may take less than what was found before and `below_s`."""
+    """The search's choice, another number of mini-batches, and more cache slots, as far as they may take less than what
+    was found before and `below_s`."""
     found = search.run(below_s, nodes)
     if found is None:
         return
@@ -125,5 +125,3 @@ def _variations(search: Search) -> Iterator[Search]:
         yield search
     for slots in range(search.options.cache_slots + 1, MOST_CACHE_SLOTS + 1 if search.options.vary_slots else 0):
         yield search.varied(cache_slots=slots)
-    if len({r.gen_len for r in search.requests}) > 1:
-        yield search.varied(end_together=True)

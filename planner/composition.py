@@ -41,24 +41,6 @@ def compose(sizes: Sequence[int], count: int, lives: Sequence[int] = ()) -> list
     return [sorted(members) for members in bins]
 
 
-def compose_by_end(gens: Sequence[int], sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Request numbers of each of `count` mini-batches of about equal size whose requests end together.
-
-    A mini-batch whose requests have all ended costs nothing any more, and requests of equal lengths share a call.
-    """
-    order = sorted(range(len(sizes)), key=lambda r: (gens[r], r))
-    bins: list[list[int]] = [[]]
-    total, done = sum(sizes), 0
-    for place, r in enumerate(order):
-        must = len(order) - place == count - len(bins)
-        full = (2 * done + sizes[r]) * count > 2 * total * len(bins)
-        if bins[-1] and len(bins) < count and (must or full):
-            bins.append([])
-        bins[-1].append(r)
-        done += sizes[r]
-    return bins
-
-
 def compositions(kinds: Sequence[object], most: int) -> Iterator[list[list[int]]]:
     """Every way to form up to `most` mini-batches of requests of these kinds, those of one kind interchangeable."""
     seen: set[tuple[object, ...]] = set()

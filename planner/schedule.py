@@ -26,7 +26,7 @@ _NEWEST_STORE: Buffer = ("store", -1)
 
 
 class Section(NamedTuple):
-    """Operations that follow each other: a decode step, one layer of it or of a prefill pass, or what frames the layers.
+    """Operations that follow each other: a decode step, a layer of it or of a prefill pass, or what frames the layers.
 
     Sections of equal keys are alike: they differ in the ids of their operations, in step and layer, in the layers that
     pieces of weights belong to, in what they wait for of earlier sections and, while decoding, in `decode_bytes`.

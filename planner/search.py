@@ -14,7 +14,7 @@ from functools import cached_property
 from math import inf
 
 from planner.bins import AverageBin, exact_bins
-from planner.composition import compose, compose_by_end
+from planner.composition import compose
 from planner.costs import CostModel
 from planner.deciding import Decider, Solved, overshoot
 from planner.decisions import EXACT, Decisions
@@ -33,8 +33,8 @@ MAX_EXACT_SOLVES = 2
 """Numbers of mini-batches, the most promising first: those near it are tried by who simulates them."""
 SMALL = 12
 """Numbers of mini-batches that are all tried where others leave no plan."""
-MOST_NEAR = 2
-"""Numbers of mini-batches near the best one that are planned, too."""
+MOST_NEAR = 1
+"""Numbers of mini-batches near the best one that are planned, too: those that promise most."""
 RISING = 0.01
 """Relative: how far beyond the least the promise of ever more mini-batches must be to look no further."""
 SIZES_AROUND = 4
@@ -57,8 +57,6 @@ class Options:
     cache_slots: int = 2
     """At least: a job in a single wave may take more where that is faster."""
     store_slots: int = 2
-    end_together: bool = False
-    """Form mini-batches of requests that end together, not of all kinds: see `compose_by_end`."""
     waves: int | None = None
     """How many waves the job is cut into; a `Search` plans one of them."""
     vary_slots: bool = True
@@ -305,12 +303,8 @@ class Search:
         # By length, so that the order in which requests came changes nothing but their numbers.
         order = sorted(range(len(self.requests)), key=lambda r: (self.requests[r].prompt_len, self.requests[r].gen_len))
         sizes = [blocks_for(self.requests[r].positions) for r in order]
-        if self.options.end_together:
-            composed = compose_by_end([self.requests[r].gen_len for r in order], sizes, count)
-        else:
-            lives = [lifetime_of(self.requests[r].gen_len, self.epochs) for r in order]
-            composed = compose(sizes, count, lives)
-        return [[order[i] for i in members] for members in composed]
+        lives = [lifetime_of(self.requests[r].gen_len, self.epochs) for r in order]
+        return [[order[i] for i in members] for members in compose(sizes, count, lives)]
 
     def _solved(self, count: int) -> Solved | None:
         if count not in self._cache:

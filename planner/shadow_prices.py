@@ -37,6 +37,9 @@ AGREE = 0.05
 """Relative: a dual price that is off by more from what one percent more brings is one of several."""
 DUAL_STEP = 1e-5
 """Share at which the Lagrangian's derivative is taken: it is smooth there, and digits are left."""
+MOST_PRICED = 6
+"""Waves that differ; of more, so many are priced."""
+_Part = tuple[Search, Decisions]
 
 
 @dataclass(frozen=True)
@@ -131,23 +134,37 @@ def priced(search: Search, decisions: Decisions) -> PricedProblem:
     return PricedProblem(search.relaxed(count, count, min(decisions.resident_parts, default=0)))
 
 
-def what_if(parts: Sequence[tuple[Search, Decisions]], total_s: float, tokens: int) -> list[WhatIf]:
+def what_if(parts: Sequence[_Part], total_s: float, tokens: int) -> list[WhatIf]:
     """What a step of each resource would bring to a job of `tokens` generated in `total_s`.
 
-    `parts` run one after the other, all with that step: seconds gained add up.
+    `parts` run one after the other, all with that step: seconds gained add up. Equal ones are priced once; of many
+    that differ some stand for the others.
     """
-    problems = [priced(*part) for part in parts]
+    problems = [(priced(*part), times) for part, times in _unlike(parts)]
     return [_answer(problems, step, total_s, tokens) for step in steps(parts[0][0].costs.hardware)]
 
 
-def _answer(problems: Sequence[PricedProblem], step: Step, total_s: float, tokens: int) -> WhatIf:
-    prices = [problem.price(step.resource) for problem in problems]
-    first_s = sum(price.seconds_per_share for price in prices) * step.share
-    hows = {price.how for price in prices}
+def _unlike(parts: Sequence[_Part]) -> list[tuple[_Part, float]]:
+    """(one of equal parts, how many it stands for), at most `MOST_PRICED`, evenly spaced."""
+    known: dict[object, list[_Part]] = {}
+    for search, decisions in parts:
+        key = id(search), len(decisions.mini_batches), min(decisions.resident_parts, default=0)
+        known.setdefault(key, []).append((search, decisions))
+    alike = list(known.values())
+    if len(alike) <= MOST_PRICED:
+        return [(some[0], len(some)) for some in alike]
+    places = [(2 * i + 1) * len(parts) // (2 * MOST_PRICED) for i in range(MOST_PRICED)]
+    return [(parts[place], len(parts) / MOST_PRICED) for place in places]
+
+
+def _answer(problems: Sequence[tuple[PricedProblem, float]], step: Step, total_s: float, tokens: int) -> WhatIf:
+    prices = [(problem.price(step.resource), times) for problem, times in problems]
+    first_s = sum(price.seconds_per_share * times for price, times in prices) * step.share
+    hows = {price.how for price, _ in prices}
     how = next(one for one in ("re-solved", "duals", "not binding") if one in hows)
     saved_s = first_s
     if step.share > PRICE_HOLDS_UP_TO and how != "not binding":
-        saved_s = sum(problem.gain_s(step.resource, step.share) for problem in problems)
+        saved_s = sum(problem.gain_s(step.resource, step.share) * times for problem, times in problems)
     saved_s = max(saved_s, 0.0)
     if step.resource in RATES:  # in tiny jobs the LP's optimum may be a little above the simulated total
         first_s, saved_s = min(first_s, step.share * total_s), min(saved_s, total_s * step.share / (1 + step.share))

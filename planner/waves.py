@@ -14,7 +14,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import inf
+from math import ceil, inf
 
 from planner.best import best_of
 from planner.costs import CostModel
@@ -34,20 +34,21 @@ from planner.workload import Request, Workload
 
 MAX_CUTS = 5
 """Numbers of waves planned once a plan is known: neighbours differ little, and each takes seconds."""
-CUTS_OF_UNLIKE = 2
-"""The same for unlike requests that memory holds at once: what bounds their cuts is loose."""
 WORTH_CUTTING = 0.02
 """A job that memory holds at once is cut into waves only where the bound leaves room for more than this, relative."""
 MANY_REQUESTS = 1000
 """In waves, beyond which only the first number of waves that has a plan is planned, and none of them in every way."""
 MANY_WAVES = 4
 """Beyond so many different waves only one is planned by a search; the others take over its number of mini-batches."""
-NEAR_BEST = 2
-"""Numbers of waves beyond the one where the relaxation is best that may promise more."""
+NEAR_BEST = 1
+"""Numbers of waves beyond where the relaxation is best that may promise more."""
 FEW_KINDS = 2
 """Different waves up to which each is worth a second look."""
 ANOTHER_LOOK = 0.02
-"""A cut is worth it that takes no longer than the best so far by more than this, relative, at the first."""
+"""A cut is worth it that takes no longer than the best so far by more than this, relative, at the first, and that is
+not as near to what it promises."""
+FAR_LESS = 0.8
+"""Of the time of a job at once: what promises less is planned before that is planned in every way."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ class _Planned:
 
     @cached_property
     def estimated_s(self) -> float:
-        """From some of its steps: enough to tell whether another look is worth it."""
+        """As simulated where that has been done, else from some of its steps: enough to tell which cut is faster."""
+        if self.simulated:
+            return self.simulated.total_s
         known = {shape: estimated_s(self.costs, wave) for shape, wave in {w.shape: w for w in self.waves}.items()}
         return sum(known[wave.shape] for wave in self.waves)
 
@@ -159,20 +162,26 @@ class WaveSearch:
         self.whole = Search(costs, workload, policy.forms, options)
         self._known: dict[tuple[object, ...], _Wave | None] = {}
         self._searches: dict[tuple[object, ...], Search] = {}
+        self._promised: dict[int, float] = {}
 
     def run(self) -> FoundWaves | None:
         """None when there is no plan in any number of waves that was tried, up to one request in each."""
         fixed = self.options.waves and min(self.options.waves, len(self.requests))
         if fixed and fixed > 1:
             return self._fixed(fixed)
-        single, chosen = len(self.requests) == 1 or bool(fixed), best_of(self.whole)
+        single = len(self.requests) == 1 or bool(fixed)
+        may_cut = not (single or self.options.mini_batches or len(self.requests) > MANY_REQUESTS)
+        if may_cut and (far_faster := self._far_fewer_at_once()):
+            return far_faster
+        chosen = best_of(self.whole)
         if chosen is None:
             return None if single else self._more_waves()
-        found, timeline = chosen
-        at_once = _Planned(self.costs, (found.decisions,), (_Wave(self.whole, found, self.whole.margins),), timeline)
-        if single or self.options.mini_batches:
-            return at_once.bounded(found.bound_s)
-        return self._fewer_at_once(at_once, found.bound_s)
+        at_once = self._at_once(*chosen)
+        return self._fewer_at_once(at_once) if may_cut else at_once.bounded(chosen[0].bound_s)
+
+    def _at_once(self, found: Found, timeline: Timeline | None = None) -> _Planned:
+        """The job in a single wave."""
+        return _Planned(self.costs, (found.decisions,), (_Wave(self.whole, found, self.whole.margins),), timeline)
 
     def _fixed(self, count: int) -> FoundWaves | None:
         """As many waves as asked for."""
@@ -181,7 +190,7 @@ class WaveSearch:
 
     def _more_waves(self) -> FoundWaves | None:
         """For a job that memory does not hold at once."""
-        cuts = _Cuts(WaveBound(self.whole, self._unlike), 1, len(self.requests))
+        cuts = _Cuts(self._coarse, 1, len(self.requests))
         if not cuts.heap or self.hardest().run() is None:
             return None
         fewest = max(cuts.bound.fewest_waves, cuts.bound.fewest_by_blocks, 2)
@@ -193,17 +202,41 @@ class WaveSearch:
         best, proven_s = self._branch(cuts, best, 0 if many else MAX_CUTS, TOLERANCE)
         return best.bounded(min(self._proven(proven_s, 1), best.timeline.total_s))
 
-    def _fewer_at_once(self, at_once: _Planned, bound_s: float) -> FoundWaves:
+    def _far_fewer_at_once(self) -> FoundWaves | None:
+        """For a job that memory does hold, where waves promise far less time than it takes at once, which then need not
+        be planned in every way; None elsewhere."""
+        found, cuts = self.whole.run(), self._cuts_at_once()
+        if found is None or not cuts.heap:
+            return None
+        at_once = self._at_once(found)
+        enough_s, (bound_s, _, _, waves) = FAR_LESS * at_once.estimated_s, cuts.heap[0]
+        if bound_s >= enough_s or min(map(self._promise_s, range(int(waves), ceil(waves) + 1))) >= enough_s:
+            return None
+        best = self._fewer_at_once(at_once)
+        return best if len(best.waves) > 1 else None
+
+    def _cuts_at_once(self) -> _Cuts:
+        return _Cuts(self._coarse, 2, len(self.requests))
+
+    def _fewer_at_once(self, at_once: _Planned) -> FoundWaves:
         """For a job that memory does hold: waves where they promise much, as when fewer requests leave the GPU room for
         all layers."""
-        if len(self.requests) > MANY_REQUESTS:
-            return at_once.bounded(bound_s)
-        most = MAX_CUTS if len(self.workload.classes()) <= FEW_KINDS else CUTS_OF_UNLIKE
-        cuts = _Cuts(WaveBound(self.whole, self._unlike), 2, len(self.requests))
-        best, proven_s = self._branch(cuts, at_once, most, WORTH_CUTTING)
+        cuts, bound_s = self._cuts_at_once(), at_once.parts[0].found.bound_s
+        if len(self.workload.classes()) <= FEW_KINDS:
+            best, proven_s = self._branch(cuts, at_once, MAX_CUTS, WORTH_CUTTING)
+        elif cuts.heap and cuts.heap[0][0] < at_once.estimated_s * (1 - WORTH_CUTTING):
+            proven_s, _, _, waves = cuts.heap[0]
+            best = self._faster(self._promising(max(int(waves), 2)), at_once)
+        else:
+            best, proven_s = at_once, inf
         if best is at_once:
             return at_once.bounded(bound_s)
         return best.bounded(min(bound_s, self._proven(proven_s, 2), best.timeline.total_s))
+
+    @cached_property
+    def _coarse(self) -> WaveBound:
+        """What says which cuts to try."""
+        return WaveBound(self.whole, self._unlike)
 
     @property
     def _unlike(self) -> bool:
@@ -221,7 +254,7 @@ class WaveSearch:
         proven = [inf]
         while cuts.heap:
             total_s, low, high, waves = heapq.heappop(cuts.heap)
-            if total_s >= best.timeline.total_s * (1 - worth) or most <= 0:
+            if total_s >= best.estimated_s * (1 - worth) or most <= 0:
                 proven.append(total_s)
                 break
             if low < high:
@@ -238,17 +271,19 @@ class WaveSearch:
     def _faster(self, count: int, best: _Planned) -> _Planned:
         """The plan in `count` waves where that takes less than the best so far. Most do not, as their relaxations or a
         first look tell."""
-        if self._promise_s(count) >= best.timeline.total_s:
+        promise_s = self._promise_s(count)
+        if promise_s >= best.estimated_s:
             return best
         first = self._plan(count, thorough=False)
-        if first is None or first.estimated_s >= best.timeline.total_s * (1 + ANOTHER_LOOK):
+        if first is None or first.estimated_s >= best.estimated_s * (1 + ANOTHER_LOOK):
             return best
-        other = self._plan(count) if first.kinds <= FEW_KINDS else first
-        return other if other and other.timeline.total_s < best.timeline.total_s else best
+        near = first.estimated_s <= promise_s * (1 + ANOTHER_LOOK)
+        other = first if near or first.kinds > FEW_KINDS else self._plan(count)
+        return other if other and other.estimated_s < best.estimated_s else best
 
     def _promising(self, first: int) -> int:
-        """Of many waves only one number is planned: that which promises most, of a few from `first`, where the
-        relaxation of all cuts is best. A wave too few costs much more than one too many."""
+        """Where cuts are many and unlike, only one number of waves is planned: that which promises most, of a few from
+        `first`, where the relaxation of all cuts is best. A wave too few costs much more than one too many."""
         counts = range(first, min(first + NEAR_BEST, len(self.requests)) + 1)
         return min(counts, key=lambda count: (self._promise_s(count), count), default=len(self.requests))
 
@@ -333,6 +368,11 @@ class WaveSearch:
 
     def _promise_s(self, count: int) -> float:
         """What the relaxations of `count` waves add up to; where many differ, about that, from some of them."""
+        if count not in self._promised:
+            self._promised[count] = self._promise_of(count)
+        return self._promised[count]
+
+    def _promise_of(self, count: int) -> float:
         members = cut(self.requests, count)
         if self._kinds(count) > MANY_WAVES:
             members = [members[(2 * i + 1) * count // (2 * MANY_WAVES)] for i in range(MANY_WAVES)]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.bins import MAX_BINS, Attention, AverageBin, exact_bins
-from planner.composition import compose, compose_by_end
+from planner.composition import compose
 from planner.costs import CostModel
 from planner.epochs import Classes, make_epochs
 from planner.forms import blocks_for
@@ -29,15 +29,15 @@ def test_no_composition_computes_less(lengths: list[tuple[int, int]], costs: Cos
     low, high = data.draw(st.integers(1, count)), data.draw(st.integers(count, len(lengths)))
     bound = AverageBin(costs, Classes.of(lengths), epochs).at(low, high)
     sizes = [blocks_for(r.positions) for r in requests]
-    for batches in (compose(sizes, count), compose_by_end([r.gen_len for r in requests], sizes, count)):
-        bins, indices = exact_bins(costs, requests, epochs, batches)
-        assert sorted(i for some in indices for i in some) == list(range(count))
-        assert len(bins) <= MAX_BINS and sum(part.count for part in bins) == count
-        assert (bound.compute_s <= NEARLY * np.sum([part.compute_s for part in bins], axis=0)).all()
-        assert all(bound.rebuild_s_per_block <= NEARLY * part.rebuild_s_per_block for part in bins)
-        assert bound.slot_share <= NEARLY * sum(part.largest for part in bins) / bound.demand.final_blocks
-        blocks = np.sum([part.demand.blocks for part in bins], axis=0)
-        assert np.allclose(blocks, bound.demand.blocks)
+    batches = compose(sizes, count)
+    bins, indices = exact_bins(costs, requests, epochs, batches)
+    assert sorted(i for some in indices for i in some) == list(range(count))
+    assert len(bins) <= MAX_BINS and sum(part.count for part in bins) == count
+    assert (bound.compute_s <= NEARLY * np.sum([part.compute_s for part in bins], axis=0)).all()
+    assert all(bound.rebuild_s_per_block <= NEARLY * part.rebuild_s_per_block for part in bins)
+    assert bound.slot_share <= NEARLY * sum(part.largest for part in bins) / bound.demand.final_blocks
+    blocks = np.sum([part.demand.blocks for part in bins], axis=0)
+    assert np.allclose(blocks, bound.demand.blocks)
 
 
 def test_requests_of_other_lengths_are_attended_in_calls_of_their_own() -> None:

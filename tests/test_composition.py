@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.composition import compose, compose_by_end
+from planner.composition import compose
 
 
 @given(st.lists(st.integers(1, 130), min_size=1, max_size=16), st.data())
@@ -58,21 +56,3 @@ def test_many_different_sizes_are_level_without_the_solver() -> None:
     sizes = [*range(1, 31), 100]  # more sizes than the solver is asked to level
     batches = compose(sizes, 4)
     assert max(sum(sizes[r] for r in members) for members in batches) <= -(-sum(sizes) // 4) + 1
-
-
-@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 130)), min_size=1, max_size=16), st.data())
-@settings(deadline=None, max_examples=60)
-def test_requests_that_end_together_are_together(requests: list[tuple[int, int]], data: st.DataObject) -> None:
-    """Each once, none empty, each mini-batch ends before the next begins to, and none is far above the mean."""
-    gens, sizes = ([one[i] for one in requests] for i in (0, 1))
-    count = data.draw(st.integers(1, len(requests)))
-    batches = compose_by_end(gens, sizes, count)
-    assert len(batches) == count and all(batches)
-    assert sorted(r for members in batches for r in members) == list(range(len(requests)))
-    for earlier, later in pairwise(batches):
-        assert max(gens[r] for r in earlier) <= min(gens[r] for r in later)
-
-
-def test_mini_batches_by_end_are_level() -> None:
-    assert compose_by_end([4, 3, 2, 1], [5, 5, 5, 5], 2) == [[3, 2], [1, 0]]
-    assert [len(one) for one in compose_by_end([1] * 12, [3] * 12, 3)] == [4, 4, 4]
