@@ -56,6 +56,11 @@ class Decisions:
         return max(mini_batch.decode_steps for mini_batch in self.mini_batches)
 
     @property
+    def generated_tokens(self) -> int:
+        """Of all requests together."""
+        return sum(len(group.requests) * group.gen_len for batch in self.mini_batches for group in batch.groups)
+
+    @property
     def positions(self) -> int:
         """The most that a request reaches."""
         return max(group.positions for mini_batch in self.mini_batches for group in mini_batch.groups)

@@ -50,10 +50,9 @@ class RequestGroup:
     @cached_property
     def prefix_counts(self) -> Ints:
         """[blocks + 1, forms]: how many of the first n blocks of one request are in each form."""
-        onehot = np.zeros((len(self.blocks) + 1, len(FORMS)), dtype=np.int64)
-        for i, form in enumerate(self.blocks):
-            onehot[i + 1, FORM_INDEX[form.name]] = 1
-        return onehot.cumsum(axis=0)
+        found = np.zeros((len(self.blocks) + 1, len(FORMS)), dtype=np.int64)
+        found[np.arange(1, len(self.blocks) + 1), [FORM_INDEX[form.name] for form in self.blocks]] = 1
+        return found.cumsum(axis=0)
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,6 @@ class ManyWaves(Timeline):
         return found
 
 
-def joined_many(waves: Sequence[Timeline]) -> ManyWaves:
-    """`waves` one after the other."""
-    return ManyWaves(waves[0].spans, sum(wave.generated_tokens for wave in waves), tuple(waves))
+def joined_many(waves: Sequence[Timeline], generated_tokens: int) -> ManyWaves:
+    """`waves` one after the other, which generate so many tokens together."""
+    return ManyWaves(waves[0].spans, generated_tokens, tuple(waves))

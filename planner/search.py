@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from math import inf
 
 from planner.bins import AverageBin, exact_bins
@@ -245,6 +246,14 @@ class Search:
     def promise_s(self) -> float:
         """What the relaxation says of the best of 1, 2, 4, ... mini-batches: hardly any number is faster."""
         return min((bound_s for bound_s, _ in self._promises), default=inf)
+
+    def promises_s(self) -> dict[int, float]:
+        """The same for each number of parts of every layer that may be resident at least, where real numbers fit."""
+        found: dict[int, float] = {}
+        for level, (_, count) in product(self._levels, self._promises):
+            if (bound_s := self._bound(count, count, level)) is not None:
+                found[level] = min(found.get(level, inf), bound_s)
+        return found
 
     def floor_s(self) -> float | None:
         """What no plan undercuts, whatever its number of mini-batches; None where not even real numbers fit."""

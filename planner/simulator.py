@@ -90,5 +90,4 @@ def simulate(costs: CostModel, decisions: Decisions) -> Timeline:
 def timeline_of(columns: Columns, seconds: Floats, costs: CostModel, decisions: Decisions) -> Timeline:
     """The timeline of operations that take `seconds` alone, slowed by each other as the link's profile says."""
     spans = Spans(columns, *run_clocks(columns, seconds, Contention(costs.hardware.link)))
-    groups = (group for mini_batch in decisions.mini_batches for group in mini_batch.groups)
-    return Timeline(spans, sum(len(group.requests) * group.gen_len for group in groups))
+    return Timeline(spans, decisions.generated_tokens)

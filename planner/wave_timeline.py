@@ -21,7 +21,7 @@ FEW, MOST_OPERATIONS = 4, 300_000
 PER_MINI_BATCH = 6
 """Operations of one mini-batch in a layer, about."""
 SAMPLED_OF_MANY = 12
-"""Decode steps that are walked of each of more."""
+"""Decode steps that are walked of each of more, and how many of them are walked at most."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,21 @@ def joined(waves: Sequence[Timeline]) -> Timeline:
 def simulate_waves(costs: CostModel, waves: Sequence[Decisions]) -> Timeline:
     """The predicted timeline of a whole job; waves that differ in nothing but request numbers are simulated once.
 
-    Of more than a `FEW` different ones with more than `MOST_OPERATIONS` together, only some decode steps are walked.
+    Of more than a `FEW` different ones with more than `MOST_OPERATIONS` together, only some decode steps are walked; of
+    very many, only some waves: in a job sorted by length each hardly differs from the next.
     """
     shapes = {wave.shape: wave for wave in waves}
     layers = PER_MINI_BATCH * costs.model.layers
     operations = sum(layers * wave.decode_steps * len(wave.mini_batches) for wave in shapes.values())
     if len(shapes) > FEW and operations > MOST_OPERATIONS:
-        many = {shape: simulate_sampled(costs, wave, SAMPLED_OF_MANY) for shape, wave in shapes.items()}
-        return joined_many([many[wave.shape] for wave in waves])
+        alike = [waves[i] for i in _stand_ins(len(waves))] if len(shapes) > SAMPLED_OF_MANY else waves
+        many = {shape: simulate_sampled(costs, shapes[shape], SAMPLED_OF_MANY) for shape in {w.shape for w in alike}}
+        return joined_many([many[wave.shape] for wave in alike], sum(wave.generated_tokens for wave in waves))
     known = {shape: simulate(costs, wave) for shape, wave in shapes.items()}
     return joined([known[wave.shape] for wave in waves])
+
+
+def _stand_ins(count: int) -> list[int]:
+    """[waves] the wave that each is taken to be like: the middle one of its stretch of all."""
+    stretch = [wave * SAMPLED_OF_MANY // count for wave in range(count)]
+    return [(2 * place + 1) * count // (2 * SAMPLED_OF_MANY) for place in stretch]

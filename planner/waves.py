@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, inf
 
+import numpy as np
+
 from planner.best import best_of
 from planner.costs import CostModel
 from planner.decisions import Decisions
@@ -40,8 +42,8 @@ MANY_REQUESTS = 1000
 """In waves, beyond which only the first number of waves that has a plan is planned, and none of them in every way."""
 MANY_WAVES = 4
 """Beyond so many different waves only one is planned by a search; the others take over its number of mini-batches."""
-NEAR_BEST = 1
-"""Numbers of waves beyond where the relaxation is best that may promise more."""
+MOST_PROMISED = 12
+"""Different waves whose relaxations are asked what they promise; of very many requests only `MANY_WAVES`."""
 FEW_KINDS = 2
 """Different waves up to which each is worth a second look."""
 ANOTHER_LOOK = 0.02
@@ -194,7 +196,7 @@ class WaveSearch:
         if not cuts.heap or self.hardest().run() is None:
             return None
         fewest = max(cuts.bound.fewest_waves, cuts.bound.fewest_by_blocks, 2)
-        many = len(self.requests) > MANY_REQUESTS or self._kinds(fewest) > MANY_WAVES
+        many = len(self.requests) > MANY_REQUESTS or len(self.workload.classes()) > FEW_KINDS
         first = self._promising(max(fewest, int(cuts.heap[0][3]))) if many else fewest
         best = self._first(first, cuts.tried)
         if best is None:
@@ -254,7 +256,7 @@ class WaveSearch:
         proven = [inf]
         while cuts.heap:
             total_s, low, high, waves = heapq.heappop(cuts.heap)
-            if total_s >= best.estimated_s * (1 - worth) or most <= 0:
+            if most <= 0 or total_s >= best.estimated_s * (1 - worth):
                 proven.append(total_s)
                 break
             if low < high:
@@ -282,10 +284,16 @@ class WaveSearch:
         return other if other and other.estimated_s < best.estimated_s else best
 
     def _promising(self, first: int) -> int:
-        """Where cuts are many and unlike, only one number of waves is planned: that which promises most, of a few from
-        `first`, where the relaxation of all cuts is best. A wave too few costs much more than one too many."""
-        counts = range(first, min(first + NEAR_BEST, len(self.requests)) + 1)
-        return min(counts, key=lambda count: (self._promise_s(count), count), default=len(self.requests))
+        """Where cuts are many and unlike, only one number of waves is planned: that which promises most, from `first`
+        on, where the relaxation of all cuts is best. A wave too few costs much more than one too many."""
+        best, stride = first, 1
+        while best + stride <= len(self.requests) and self._promise_s(best + stride) < self._promise_s(best):
+            best, stride = best + stride, 2 * stride
+        while stride > 1:
+            stride //= 2
+            nearby = {max(best - stride, first), best, min(best + stride, len(self.requests))}
+            best = min(nearby, key=lambda count: (self._promise_s(count), count))
+        return best
 
     def _first(self, first: int, tried: set[int]) -> _Planned | None:
         """The first number of waves that has a plan, in growing strides from `first`."""
@@ -374,10 +382,13 @@ class WaveSearch:
 
     def _promise_of(self, count: int) -> float:
         members = cut(self.requests, count)
-        if self._kinds(count) > MANY_WAVES:
-            members = [members[(2 * i + 1) * count // (2 * MANY_WAVES)] for i in range(MANY_WAVES)]
-        promised = [self._search(wave, self.options.max_resident_layers).promise_s() for wave in members]
-        return sum(promised) * count / len(promised)
+        most = MANY_WAVES if len(self.requests) > MANY_REQUESTS else MOST_PROMISED
+        asked = np.linspace(0, count - 1, most).round().astype(int) if self._kinds(count) > most else np.arange(count)
+        waves = [self._search(members[i], self.options.max_resident_layers).promises_s() for i in asked]
+        # All keep the same weights. Those between take as long as a straight line says.
+        levels, places = set(waves[0]).intersection(*waves), np.arange(count)
+        sums = (float(np.interp(places, asked, [wave[level] for wave in waves]).sum()) for level in levels)
+        return min(sums, default=inf)
 
     def _kinds(self, count: int) -> int:
         """How many of `count` waves differ."""

@@ -62,7 +62,8 @@ def test_a_sample_adds_up_to_nearly_the_whole() -> None:
 
 def test_waves_one_after_the_other_come_to_the_same_in_both_ways() -> None:
     waves = [simulate(COSTS, ending_one_by_one(longest)) for longest in (40, 45)]
-    many, together = joined_many(waves), joined(waves)
+    together = joined(waves)
+    many = joined_many(waves, together.generated_tokens)
     assert many.total_s == pytest.approx(together.total_s)
     assert many.step_ends_s == pytest.approx(together.step_ends_s)
     assert many.prefill_s == pytest.approx(together.prefill_s)
@@ -80,6 +81,20 @@ def test_waves_are_simulated_whole_unless_they_have_very_many_operations(monkeyp
     assert simulate_waves(COSTS, waves[:4]).total_s == joined([simulate(COSTS, w) for w in waves[:4]]).total_s
     assert simulate_waves(COSTS, waves).total_s == pytest.approx(whole.total_s, rel=0.02)
     assert simulate_waves(COSTS, waves).total_s != whole.total_s
+
+
+def test_of_very_many_waves_some_stand_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    waves = [ending_one_by_one(40 + i) for i in range(16)]
+    whole = joined([simulate(COSTS, wave) for wave in waves])
+    monkeypatch.setattr(wave_timeline, "MOST_OPERATIONS", 1000)
+    monkeypatch.setattr(wave_timeline, "SAMPLED_OF_MANY", 5)
+    walked: list[object] = []
+    monkeypatch.setattr(wave_timeline, "simulate_sampled", lambda *a: walked.append(a) or simulate_sampled(*a))
+    found = simulate_waves(COSTS, waves)
+    assert len(walked) == 5
+    assert found.generated_tokens == whole.generated_tokens
+    assert found.total_s == pytest.approx(whole.total_s, rel=0.03)
+    assert found.decode_steps == pytest.approx(whole.decode_steps, rel=0.03)
 
 
 def test_joined_waves_are_the_spans_of_each_one_after_the_other() -> None:

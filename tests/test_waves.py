@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 from pathlib import Path
 
@@ -73,6 +74,17 @@ def test_more_requests_than_memory_holds_run_in_waves() -> None:
     for record in plan.memory.values():
         assert record.planned_bytes <= record.capacity_bytes
     assert 0 <= plan.gap < 0.1
+
+
+def test_many_unlike_waves_are_as_many_as_take_least_time() -> None:
+    """The fewest that memory holds take three times as long: only small ones leave the GPU room for the weights."""
+    model, draw = wide_model(3), random.Random(3)
+    work = ragged([(draw.randint(200, 900), draw.randint(8, 60)) for _ in range(60)])
+    hardware = tight(model, work, 0.12)
+    found = make_plan(hardware, model, work, POLICIES["kv-only"]).prediction.total_s
+    others = [make_plan(hardware, model, work, POLICIES["kv-only"], Options(waves=n)) for n in (3, 28, 45)]
+    assert found <= 1.25 * min(plan.prediction.total_s for plan in others)
+    assert max(plan.prediction.total_s for plan in others) > 3 * found
 
 
 def test_a_request_that_no_wave_holds_is_refused() -> None:
