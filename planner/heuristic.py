@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import floor
+from math import floor, inf
 from typing import Literal
 
 from planner.costs import CostModel
 from planner.decisions import Decisions, act_share
 from planner.errors import InfeasibleError
+from planner.estimate import estimated_s, estimated_waves_s
 from planner.explain import binding_in_words, busy_fractions
 from planner.forms import ACT_GPU, ACT_HOST, KV_HOST, CacheForm, blocks_for
 from planner.placement import MiniBatch, RequestGroup
@@ -26,7 +27,6 @@ from planner.plan import WhatIf
 from planner.policies import POLICIES
 from planner.prefill_sizing import Sized
 from planner.search import Options, Search
-from planner.simulator import simulate
 from planner.tables import size
 from planner.timeline import Timeline
 from planner.wave_bound import WaveBound
@@ -104,13 +104,19 @@ class Heuristic:
         return found
 
     def what_if(self, timeline: Timeline) -> list[WhatIf]:
-        """What the heuristic makes of a step more of each resource: planned and simulated again, at least nothing."""
-        return [self._answer(step, timeline) for step in steps(self.costs.hardware)]
+        """What the heuristic makes of a step more of each resource: planned and estimated again, at least nothing."""
+        now_s = self._estimated_s()
+        return [self._answer(step, now_s, timeline) for step in steps(self.costs.hardware)]
 
-    def _answer(self, step: Step, timeline: Timeline) -> WhatIf:
+    def _estimated_s(self) -> float:
+        """Of all waves; infinite where there are none."""
+        waves = self.waves()
+        return estimated_waves_s(self.costs, waves) if waves else inf
+
+    def _answer(self, step: Step, now_s: float, timeline: Timeline) -> WhatIf:
         costs = CostModel(with_more(self.costs.hardware, step.resource, step.share), self.costs.model)
-        waves, now = Heuristic(costs, self.workload, self.options).waves(), timeline.throughput_tokens_per_s
-        gained = max(simulate_waves(costs, waves).throughput_tokens_per_s - now, 0.0) if waves else 0.0
+        now, then_s = timeline.throughput_tokens_per_s, Heuristic(costs, self.workload, self.options)._estimated_s()
+        gained = max(now * (now_s / then_s - 1), 0.0)
         if step.resource in RATES:  # more than that share is luck with the number of mini-batches
             gained = min(gained, step.share * now)
         how: Literal["re-solved", "not binding"] = "re-solved" if gained > 0 else "not binding"
@@ -161,7 +167,7 @@ class Heuristic:
             decisions = wave.plan(count)
             if decisions is None:
                 continue
-            total_s = simulate(self.costs, decisions).total_s
+            total_s = estimated_s(self.costs, decisions)
             if best and total_s >= best[0]:
                 break
             best = total_s, decisions

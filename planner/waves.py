@@ -22,7 +22,7 @@ from planner.best import best_of
 from planner.costs import CostModel
 from planner.decisions import Decisions
 from planner.errors import InfeasibleError
-from planner.estimate import estimated_s
+from planner.estimate import estimated_waves_s
 from planner.feasibility import explain_infeasible, explain_rounding, shortage
 from planner.forms import blocks_for
 from planner.memory import resident_layers
@@ -104,8 +104,7 @@ class _Planned:
         """As simulated where that has been done, else from some of its steps: enough to tell which cut is faster."""
         if self.simulated:
             return self.simulated.total_s
-        known = {shape: estimated_s(self.costs, wave) for shape, wave in {w.shape: w for w in self.waves}.items()}
-        return sum(known[wave.shape] for wave in self.waves)
+        return estimated_waves_s(self.costs, self.waves)
 
     @property
     def kinds(self) -> int:

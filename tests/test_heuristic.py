@@ -80,7 +80,8 @@ def test_more_of_a_resource_is_what_it_makes_of_it(plans: dict[str, Plan]) -> No
     share = 1e9 / SERVER.link.h2d_bytes_per_s.value
     faster = SERVER.with_values(**{f"link.{key}": value * (1 + share) for key, value in rates.items()})
     then = make_plan(faster, MODEL, WORK, POLICIES["hybridserve"]).prediction.throughput_tokens_per_s
-    assert link.tokens_per_s == pytest.approx(then - plans["hybridserve"].prediction.throughput_tokens_per_s)
+    now = plans["hybridserve"].prediction.throughput_tokens_per_s
+    assert link.tokens_per_s == pytest.approx(then - now, abs=0.001 * now)  # estimates, from some of the steps
 
 
 def test_what_one_wave_does_not_hold_runs_in_several() -> None:

@@ -139,9 +139,9 @@ def small_jobs(draw: st.DrawFn) -> tuple[HardwareProfile, ModelSpec, Workload]:
     model = wide_model(draw(st.integers(2, 3)))
     lengths = st.tuples(st.integers(500, 3000), st.integers(8, 20))
     if draw(st.booleans()):
-        work = Workload.uniform(draw(st.integers(1, 4)), *draw(lengths))
+        work = Workload.uniform(draw(st.integers(1, 3)), *draw(lengths))
     else:
-        work = ragged(draw(st.lists(lengths, min_size=1, max_size=3)))
+        work = ragged(draw(st.lists(lengths, min_size=1, max_size=2)))
     cache = sum(blocks_for(r.positions) for r in work.requests) * KV_HOST.block_bytes(model)
     room = draw(st.floats(0.1, 1.2)) * (cache + model.weight_bytes)
     hardware = ideal_hardware(
