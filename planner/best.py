@@ -40,8 +40,8 @@ def best_of(search: Search, below_s: float = inf) -> Chosen | None:
     if bound_s is None or bound_s >= below_s:  # where no real numbers fit, no whole ones do
         return None
     for narrower in _narrower(search):
-        if tried and _not_worth(narrower, tried, bound_s):
-            continue
+        if tried and 1 - bound_s / _fastest(tried).seconds <= DOMINANCE_GAP:
+            break
         least_s = _fastest(tried).seconds * (1 - WORTH_TRYING) if tried else below_s
         tried += _each(narrower, least_s, 0)
     if not tried:
@@ -56,24 +56,12 @@ def _fastest(tried: list[_Tried]) -> _Tried:
     return min(tried, key=lambda one: one.seconds)
 
 
-def _not_worth(narrower: Search, tried: list[_Tried], bound_s: float) -> bool:
-    """True where the best so far is proven to be near the best, and where it uses no other forms than `narrower` has,
-    unless it may be far from the best: the search that found it may then have missed what a narrower one finds."""
-    best = _fastest(tried)
-    gap = 1 - bound_s / best.seconds
-    return gap <= DOMINANCE_GAP or (gap <= EVERY_WAY_GAP and _uses_only(best.found.decisions, narrower.forms))
-
-
 def _simulated(tried: list[_Tried]) -> tuple[Chosen, Search]:
     """The fastest; of those whose estimates hardly differ, as the whole simulation says."""
     enough_s = _fastest(tried).seconds * (1 + NEARLY)
     first = sorted((one for one in tried if one.seconds <= enough_s), key=lambda one: one.seconds)[:2]
     whole = [((one.found, simulate(one.search.costs, one.found.decisions)), one.search) for one in first]
     return min(whole, key=lambda one: one[0][1].total_s)
-
-
-def _uses_only(decisions: Decisions, forms: tuple[CacheForm, ...]) -> bool:
-    return {form for batch in decisions.mini_batches for group in batch.groups for form in group.blocks} <= set(forms)
 
 
 def _narrower(search: Search) -> Iterator[Search]:

@@ -152,21 +152,22 @@ class Search:
         return None
 
     def _first_s(self, below_s: float) -> float:
-        """The least objective of the numbers 1, 2, 4, ... of mini-batches that the relaxation promises most of."""
-        best_s = below_s
+        """The least objective of the numbers 1, 2, 4, ... of mini-batches that the relaxation promises most of, where
+        that is less than `below_s`: objectives themselves may be above what is simulated then."""
+        best_s = inf
         for tried, (bound_s, count) in enumerate(sorted(self._promises)):
-            if bound_s >= best_s or (best_s < below_s and tried >= MAX_EXACT_SOLVES):
+            if bound_s >= min(best_s, below_s) or (best_s < inf and tried >= MAX_EXACT_SOLVES):
                 break
             if self._objective_s(count) < best_s and self._decided(count) is not None:
                 best_s = self._objective_s(count)
-        return best_s if best_s < below_s else self._any_s(below_s)
+        return best_s if best_s < inf else self._any_s(below_s)
 
     def _any_s(self, below_s: float) -> float:
         """That of the first number of mini-batches that can be rounded, where those that promise most cannot."""
         fewest, most = self._counts
         counts = {*range(fewest, min(most, SMALL) + 1), *(2**i for i in range(most.bit_length()) if 2**i >= fewest)}
         for count in sorted(counts):
-            if self._promised_s(count) < below_s and self._objective_s(count) < below_s and self._decided(count):
+            if self._promised_s(count) < below_s and self._decided(count):
                 return self._objective_s(count)
         return inf
 

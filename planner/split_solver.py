@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import pulp
@@ -29,7 +30,7 @@ def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: f
         return None
     bound = float(pulp.value(m.problem.objective)) * data.unit_s * (1 if relax else 1 - gap)
     if data.decided:
-        _decide_forms(m)
+        _decide_forms(m, gap)
     final = {key: max(float(v.varValue), 0.0) for key, v in m.final.items()}
     alive = {(b, g): alive_shares(data.bins[b].demands[g]) for b, g in m.lives}
     return Split(
@@ -85,29 +86,36 @@ def _solved(m: SplitModel, **options: float) -> bool:
     return True
 
 
-def _decide_forms(m: SplitModel) -> None:
-    """Solve again with the integers as found, and every form in use or not: without the forms that hold few blocks
-    where that is faster. What only breaks ties is then less than the gap that integers are accepted at.
+def _decide_forms(m: SplitModel, gap: float) -> None:
+    """Solve again with whole parts resident, then with the integers as found and every form in use or not: without the
+    forms that hold few blocks where that is faster. What only breaks ties is then less than the gap that integers are
+    accepted at. Parts come first: what room their rounding leaves may be worth another size of prefill, or a form.
 
-    Where the solver's tolerances leave nothing feasible, the first solution stands.
+    Where the solver's tolerances leave nothing feasible, the solution before stands.
     """
-    for variable in m.problem.variables():
-        if variable.cat == pulp.LpInteger:
-            variable.lowBound = variable.upBound = round(variable.varValue)
+    values = _values(m)
     model = m.data.model
     resident = kept_layers(model, spread_parts(model, max(float(m.resident.varValue), 0.0)))
     if resident >= m.data.min_resident_layers * (1 - SOLVER_SLACK):
-        m.resident.lowBound = m.resident.upBound = resident
+        m.resident.bounds(resident, resident)
+        if _solved(m, gapRel=gap):
+            values = _values(m)
+    for variable, value in values.items():
+        variable.varValue = value
+        if variable.cat == pulp.LpInteger:
+            variable.bounds(round(value), round(value))
     held = {f.name: sum(m.final[b, g, f.name].varValue for b, g in m.lives) for f in m.data.forms}
-    blocks = sum(held.values())
-    best: tuple[float, dict[Any, float]] | None = None
-    first = {variable: variable.varValue for variable in m.problem.variables()}
+    blocks, best_t = sum(held.values()), inf
     for least in sorted({0.0, *(FEW if 0 < n < FEW * blocks else 0.0 for n in held.values())}):
         for (form, _), used in m.used.items():
-            used.lowBound = used.upBound = float(held[form] > least * blocks + 1e-6)
-        if _solved(m):
-            found = float(pulp.value(m.problem.objective))
-            if best is None or found < best[0]:
-                best = found, {variable: variable.varValue for variable in first}
-    for variable, value in (best[1] if best else first).items():
+            in_use = float(held[form] > least * blocks + 1e-6)
+            used.bounds(in_use, in_use)
+        if _solved(m) and (found_t := float(pulp.value(m.problem.objective))) < best_t:
+            values, best_t = _values(m), found_t
+    for variable, value in values.items():
         variable.varValue = value
+
+
+def _values(m: SplitModel) -> dict[Any, float]:
+    """Of every variable, in the last solution."""
+    return {variable: variable.varValue for variable in m.problem.variables()}

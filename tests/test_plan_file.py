@@ -171,7 +171,7 @@ BAD: list[tuple[str, Callable[[Data], None], str, str]] = [
     ("no cache slots", put("decisions.cache_slots", 0), "decisions.cache_slots", "greater than or equal to 1"),
     ("no mini-batches", put("decisions.waves.0.mini_batches", []), "decisions.waves.0.mini_batches", "at least 1"),
     ("no waves", put("decisions.waves", []), "decisions.waves", "at least 1"),
-    ("other slots", put("decisions.cache_slots", 3), "memory.gpu", "does not follow"),
+    ("other slots", put("decisions.cache_slots", 7), "memory.gpu", "does not follow"),
     ("budget edited", put("memory.gpu.planned_bytes", 1), "memory.gpu", "does not follow"),
     ("budget gone", drop("memory.host"), "memory.host", "does not follow"),
     ("line edited", put("memory.host.lines.0.bytes", 1), "memory.host", "does not follow"),
