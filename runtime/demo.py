@@ -19,7 +19,7 @@ from planner.model import load_model
 from planner.plan import Plan
 from planner.policies import CACHES
 from planner.scale import Ratios
-from planner.speed import Speed
+from planner.speed import TOLERANCE, Speed
 from planner.trace import write_trace
 from runtime.api.scale import SLOTS_SHARE, ScaleModel
 from runtime.execution import Execution, execute
@@ -63,6 +63,18 @@ class Demo:
         predicted = sorted(self.runs, key=lambda r: -r.plan.prediction.throughput_tokens_per_s)
         return predicted == sorted(self.runs, key=lambda r: -r.measured.throughput_tokens_per_s)
 
+    @property
+    def slowdowns(self) -> list[float]:
+        """Of each policy's run: how many times as long as the profile says products took just before it."""
+        dtype = self.runs[0].plan.model.dtype
+        best = self.hardware.gpu.gemm_rates(dtype).best
+        return [best / run.plan.hardware.gpu.gemm_rates(dtype).best for run in self.runs]
+
+    @property
+    def steady(self) -> bool:
+        """True when the machine was about as fast for every policy: only then do their figures compare."""
+        return max(self.slowdowns) <= (1 + TOLERANCE) * min(self.slowdowns)
+
     def result(self) -> dict[str, Any]:
         """As `demo --json` prints it."""
         return {
@@ -77,6 +89,7 @@ class Demo:
             ],
             "mean_decode_step_error": self.mean_step_error,
             "order_holds": self.order_holds,
+            "slowdowns": self.slowdowns,
             "machine": self.hardware.machine,
             "files": [str(path) for path in sorted(self.folder.iterdir())],
         }  # fmt: skip
@@ -99,6 +112,12 @@ class Demo:
             Text(
                 f"Decode step, mean error of {len(self.runs)} policies: {self.mean_step_error:.1%}; "
                 f"measured order {'as' if self.order_holds else 'NOT as'} predicted"
+            ),
+            Text(
+                f"Just before these runs products took {min(self.slowdowns):.2f} to {max(self.slowdowns):.2f} times as "
+                "long as the profile says. Each plan is made for the machine as it was then"
+                + ("" if self.steady else ", so its policies do not compare: the machine is busy, run the demo again")
+                + "."
             ),
             Text("Written: " + ", ".join(str(path) for path in sorted(self.folder.iterdir()))),
         ]

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from planner.costs import CostModel
 from planner.hardware import load_hardware
 from planner.model import load_model
 from planner.scale import Ratios, scaled_link, scaled_model, scaled_workload
 from runtime import demo, profiler
+from runtime.execution import Execution
 
 OPT_30B, RTX4090 = load_model("opt-30b"), load_hardware("rtx4090-pcie4")
+
+
+def twice_as_slow(run: Execution) -> Execution:
+    """As if the machine had been busy."""
+    return replace(run, plan=run.plan.model_copy(update={"hardware": run.plan.hardware.at_speed(2.0, 2.0)}))
+
+
+def _text(shown: demo.Demo) -> str:
+    console = Console(width=400, record=True, file=io.StringIO())
+    console.print(shown.report())
+    return console.export_text()
 
 
 def test_scale_model_keeps_the_ratios() -> None:
@@ -51,6 +66,10 @@ def test_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     result = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert {run["policy"] for run in result["policies"]} == {"hybrid", "kv-only", "act-only"}
     assert [round(point["act_share"], 1) for point in result["curve"]] == [0.0, 0.5, 1.0]
+    assert result["slowdowns"] == shown.slowdowns and all(slowdown > 0 for slowdown in shown.slowdowns)
+    busy = replace(shown, runs=[shown.runs[0], twice_as_slow(shown.runs[0])])
+    assert shown.slowdowns[0] * 2 == pytest.approx(busy.slowdowns[1])
+    assert not busy.steady and "do not compare" in _text(busy)
     events = json.loads((tmp_path / "demo" / "trace.json").read_text())["traceEvents"]
     assert {e["args"]["name"] for e in events if e["name"] == "process_name"} == {"predicted", "measured"}
     assert shown.runs[0].tokens == shown.runs[1].tokens == shown.runs[2].tokens, "policies differ in speed, not in text"
