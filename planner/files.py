@@ -254,9 +254,10 @@ def check_writable(path: Path) -> None:
             raise InputError(what, where=str(path), cure="Choose an ordinary file; --json prints the result")
         folder = next(folder for folder in target.parents if folder.exists())
         if not folder.is_dir():
-            raise InputError(f"cannot write: {folder} is a file, not a folder", where=str(path), cure="Choose another")
+            cure = "Choose another path"
+            raise InputError(f"cannot write: {folder} is a file, not a folder", where=str(path), cure=cure)
         if not os.access(folder, os.W_OK):
-            raise InputError(f"cannot write: no permission in {folder}", where=str(path), cure="Choose another")
+            raise InputError(f"cannot write: no permission in {folder}", where=str(path), cure="Choose another path")
         if (
             folder == target.parent and not target.exists()
         ):  # some folders of the system take no files, some no such name
@@ -264,7 +265,7 @@ def check_writable(path: Path) -> None:
             probe.touch(exist_ok=True)
             probe.unlink()
     except OSError as error:
-        raise InputError(f"cannot write: {error.strerror}", where=str(path), cure="Choose another") from None
+        raise InputError(f"cannot write: {error.strerror}", where=str(path), cure="Choose another path") from None
 
 
 def dump_yaml(data: Any) -> str:
