@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import floor, inf
+from math import floor
 from typing import Literal
 
 from planner.costs import CostModel
@@ -103,20 +103,15 @@ class Heuristic:
             found.insert(0, f"{len(waves)} waves: memory does not hold more requests at once with this ratio")
         return found
 
-    def what_if(self, timeline: Timeline) -> list[WhatIf]:
+    def what_if(self, waves: Sequence[Decisions], timeline: Timeline) -> list[WhatIf]:
         """What the heuristic makes of a step more of each resource: planned and estimated again, at least nothing."""
-        now_s = self._estimated_s()
+        now_s = estimated_waves_s(self.costs, waves)
         return [self._answer(step, now_s, timeline) for step in steps(self.costs.hardware)]
-
-    def _estimated_s(self) -> float:
-        """Of all waves; infinite where there are none."""
-        waves = self.waves()
-        return estimated_waves_s(self.costs, waves) if waves else inf
 
     def _answer(self, step: Step, now_s: float, timeline: Timeline) -> WhatIf:
         costs = CostModel(with_more(self.costs.hardware, step.resource, step.share), self.costs.model)
-        now, then_s = timeline.throughput_tokens_per_s, Heuristic(costs, self.workload, self.options)._estimated_s()
-        gained = max(now * (now_s / then_s - 1), 0.0)
+        waves, now = Heuristic(costs, self.workload, self.options).waves(), timeline.throughput_tokens_per_s
+        gained = max(now * (now_s / estimated_waves_s(costs, waves) - 1), 0.0) if waves else 0.0
         if step.resource in RATES:  # more than that share is luck with the number of mini-batches
             gained = min(gained, step.share * now)
         how: Literal["re-solved", "not binding"] = "re-solved" if gained > 0 else "not binding"

@@ -50,7 +50,8 @@ class SplitModel:
         self.t = {(b, e): var(f"t_{b}_{e}", 0) for b in bins for e in epochs}
         self.early = {(b, e): var(f"early_{b}_{e}", 0) for b in bins for e in epochs if data.head_start}
         self.weights_t = {b: var(f"weights_t_{b}", 0) for b in bins}
-        fewest, most = data.min_resident_layers, layers if most is None else most
+        self._allowed = data.min_resident_layers, layers if most is None else most
+        """Resident layers that the options allow."""
         self.shares = [nbytes / data.model.layer_bytes for nbytes in data.model.prefix_bytes]
         """Of a layer that its first 0, 1, ... parts are."""
         self.kept_parts: list[Any] = []
@@ -59,7 +60,7 @@ class SplitModel:
         self.ahead_share: Any
         """Of a layer that is ahead in the slots at most while the last layer, of which more may be resident, is
         computed."""
-        self.resident = var("resident_layers", fewest, max(fewest, most))
+        self.resident = var("resident_layers", self._allowed[0], max(self._allowed))
         if data.least_parts is None:
             self.kept_parts = [var(f"kept_parts_{k}", 0, 1, category) for k in range(len(self.shares))]
             self.slot_share = _sum((1 - share) * self.kept_parts[k] for k, share in enumerate(self.shares))
@@ -86,9 +87,9 @@ class SplitModel:
 
     def keep(self, least: int) -> list[pulp.LpVariable]:
         """`least` parts of every layer are resident, and not of every layer more. The variables that this bounds."""
-        layers, most = self.data.model.layers, self.data.max_resident_layers
-        low = max(layers * self.shares[least], self.data.min_resident_layers)
-        high = min(layers * self.shares[min(least + 1, len(self.shares) - 1)], layers if most is None else most)
+        layers, (fewest, most) = self.data.model.layers, self._allowed
+        low = max(layers * self.shares[least], fewest)
+        high = min(layers * self.shares[min(least + 1, len(self.shares) - 1)], most)
         self.resident.bounds(low, max(low, high))
         self.slot_share.bounds(1 - self.shares[least], 1 - self.shares[least])
         self.ahead_share.bounds(self._ahead(least), self._ahead(least))

@@ -68,7 +68,7 @@ def _by_heuristic(costs: CostModel, workload: Workload, policy: Policy, options:
     found = heuristic.run()
     if found is None:
         raise heuristic.refusal()
-    return found, heuristic.reasons(found.waves, found.timeline), heuristic.what_if(found.timeline)
+    return found, heuristic.reasons(found.waves, found.timeline), heuristic.what_if(found.waves, found.timeline)
 
 
 def _as_plan(

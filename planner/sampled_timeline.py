@@ -29,6 +29,11 @@ def sampled_steps(count: int, most: int) -> list[int]:
     return [1, *np.unique(np.linspace(2, count, most - 1).round().astype(int)).tolist()]
 
 
+def middles(count: int, stretches: int) -> list[int]:
+    """The middle one of each of some equal stretches of `count` things in a row."""
+    return [(2 * stretch + 1) * count // (2 * stretches) for stretch in range(stretches)]
+
+
 @dataclass(frozen=True)
 class SampledTimeline(Timeline):
     """Spans of prefill and of the decode steps `walked`, of `steps` in all."""

@@ -244,12 +244,9 @@ class Search:
             if objective_s < below_s and (decisions := self._decided(n)):
                 yield Found(decisions, objective_s, 0.0, 1)
 
-    def promise_s(self) -> float:
-        """What the relaxation says of the best of 1, 2, 4, ... mini-batches: hardly any number is faster."""
-        return min((bound_s for bound_s, _ in self._promises), default=inf)
-
     def promises_s(self) -> dict[int, float]:
-        """The same for each number of parts of every layer that may be resident at least, where real numbers fit."""
+        """What the relaxation says of the best of 1, 2, 4, ... mini-batches, for each number of parts of every layer
+        that may be resident at least; only where real numbers fit."""
         found: dict[int, float] = {}
         for level, (_, count) in product(self._levels, self._promises):
             if (bound_s := self._bound(count, count, level)) is not None:

@@ -24,6 +24,7 @@ from planner.decisions import Decisions
 from planner.errors import HybridserveError
 from planner.ilp import TIE_BREAK, build
 from planner.plan import WhatIf
+from planner.sampled_timeline import middles
 from planner.search import Search
 from planner.solver import Highs
 from planner.split_problem import SplitProblem
@@ -153,8 +154,7 @@ def _unlike(parts: Sequence[_Part]) -> list[tuple[_Part, float]]:
     alike = list(known.values())
     if len(alike) <= MOST_PRICED:
         return [(some[0], len(some)) for some in alike]
-    places = [(2 * i + 1) * len(parts) // (2 * MOST_PRICED) for i in range(MOST_PRICED)]
-    return [(parts[place], len(parts) / MOST_PRICED) for place in places]
+    return [(parts[place], len(parts) / MOST_PRICED) for place in middles(len(parts), MOST_PRICED)]
 
 
 def _answer(problems: Sequence[tuple[PricedProblem, float]], step: Step, total_s: float, tokens: int) -> WhatIf:

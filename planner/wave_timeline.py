@@ -12,7 +12,7 @@ import numpy as np
 from planner.columns import Columns
 from planner.costs import CostModel
 from planner.decisions import Decisions
-from planner.sampled_timeline import joined_many, simulate_sampled
+from planner.sampled_timeline import joined_many, middles, simulate_sampled
 from planner.simulator import simulate
 from planner.timeline import Spans, Timeline
 
@@ -101,5 +101,5 @@ def simulate_waves(costs: CostModel, waves: Sequence[Decisions]) -> Timeline:
 
 def _stand_ins(count: int) -> list[int]:
     """[waves] the wave that each is taken to be like: the middle one of its stretch of all."""
-    stretch = [wave * SAMPLED_OF_MANY // count for wave in range(count)]
-    return [(2 * place + 1) * count // (2 * SAMPLED_OF_MANY) for place in stretch]
+    middle = middles(count, SAMPLED_OF_MANY)
+    return [middle[wave * SAMPLED_OF_MANY // count] for wave in range(count)]

@@ -345,7 +345,7 @@ class WaveSearch:
     def _plan(self, count: int, thorough: bool = True) -> _Planned | None:
         """Weights are loaded once, so all waves keep the same layers: as many as the wave with least room for them."""
         members = cut(self.requests, count)
-        kinds = self._kinds(count)
+        kinds = self._kinds(members)
         thorough = thorough and kinds <= FEW_KINDS and len(self.requests) <= MANY_REQUESTS
         most = self.options.max_resident_layers
         while True:
@@ -382,16 +382,16 @@ class WaveSearch:
     def _promise_of(self, count: int) -> float:
         members = cut(self.requests, count)
         most = MANY_WAVES if len(self.requests) > MANY_REQUESTS else MOST_PROMISED
-        asked = np.linspace(0, count - 1, most).round().astype(int) if self._kinds(count) > most else np.arange(count)
+        asked = np.linspace(0, count - 1, most).round().astype(int) if self._kinds(members) > most else np.arange(count)
         waves = [self._search(members[i], self.options.max_resident_layers).promises_s() for i in asked]
         # All keep the same weights. Those between take as long as a straight line says.
         levels, places = set(waves[0]).intersection(*waves), np.arange(count)
         sums = (float(np.interp(places, asked, [wave[level] for wave in waves]).sum()) for level in levels)
         return min(sums, default=inf)
 
-    def _kinds(self, count: int) -> int:
-        """How many of `count` waves differ."""
-        return len(set(map(self._lengths, cut(self.requests, count))))
+    def _kinds(self, waves: Sequence[Sequence[int]]) -> int:
+        """How many of them differ."""
+        return len(set(map(self._lengths, waves)))
 
     def _search(self, members: Sequence[int], most_resident: float | None) -> Search:
         """That of one wave: one for equal waves."""
