@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import shadow_prices
 from benchmarks.records import RESULTS
-from planner import best, bins, deciding, epochs, estimate, ilp, prefill_sizing, rounding, search
+from planner import best, bins, deciding, epochs, estimate, ilp, prefill_sizing, rounding, search, split_solver
 from planner import shadow_prices as prices
 from planner.composition import compose
 from planner.costs import CostModel
@@ -35,6 +35,12 @@ VARIABLES = {
     "n": ("n[b,g,f,e]", "blocks", "of bin `b`, lifetime `g` in form `f` during epoch `e`, requests still generating"),
     "final": ("final[b,g,f]", "blocks", "in form `f` in the end: what memory must hold"),
     "used": ("used[f,s]", "0 or 1", "whether form `f` is in use throughout run `s` of epochs"),
+    "rebuilds": ("rebuilds[s]", "0 or 1", "whether any block is rebuilt in run `s`; for decided mini-batches only"),
+    "rebuilt_t": (
+        "rebuilt_t[b,e]",
+        "time",
+        "of rebuilding in one step of epoch `e`, all mini-batches; for decided ones only",
+    ),
     "further": ("further[b,s]", "calls", "of attention in a layer and step beyond those counted in compute"),
     "resident_layers": ("resident", "layers", "that the weights on the GPU come to"),
     "kept_parts": (
@@ -69,12 +75,19 @@ FAMILY_WORDS = {
     ),
     "host_memory": "Streamed weights and host blocks. The margin is what rounding to pinned slabs may add.",
     "attention_calls": "Blocks in another form are attended in a call of their own.",
+    "rebuild_floors": (
+        "Of decided mini-batches only: few blocks take as long to rebuild as some do, since a product of few rows is "
+        "all latency. Lines through the lower hull of what the cost model says for "
+        f"{', '.join(map(str, bins.REBUILT))} and all blocks."
+    ),
     "step_time": "A step is no shorter than either stream.",
     "prefill_time": "The same for prefill, with both directions of the link, at one of the sizes.",
     "link_time": "In the relaxation only: what runs ahead of its step is still carried by the one link.",
 }
 """What each family says, in a sentence or two. Its docstring is the algebra."""
-INDEXED = re.compile(r"^(n|final|t|weights_t|early|used|further|prefill|kept|kept_parts)((?:_\d+)+)$")
+INDEXED = re.compile(
+    r"^(n|final|t|weights_t|early|used|rebuilds|rebuilt_t|further|prefill|kept|kept_parts)((?:_\d+)+)$"
+)
 
 
 def main() -> None:
@@ -88,7 +101,7 @@ def document() -> str:
     relaxed, exact = example()
     model, forms = build(relaxed), [form.name for form in relaxed.forms]
     return Template(TEMPLATE.read_text()).substitute(
-        variables=variables_table(model),
+        variables=variables_table(build(exact), model),
         data=data_table(),
         families="\n\n".join(family_text(family) for family in ilp.FAMILIES),
         link_use=doc(ilp.link_use), host_use=doc(ilp.host_use),
@@ -109,7 +122,7 @@ def constants() -> dict[str, str]:
         "chunks": " or ".join(str(n) for n in prefill_sizing.OFFERED_CHUNKS if n),
         "stretches": str(ilp.STRETCHES),
         "second_look": f"{best.DOMINANCE_GAP:.2%}", "drift": f"{rounding.STICK:.0%}",
-        "max_bins": str(bins.MAX_BINS),
+        "max_bins": str(bins.MAX_BINS), "few": f"{split_solver.FEW:.0%}", "some": f"{split_solver.SOME:.0%}",
         "roundings": str(deciding.MAX_ROUNDINGS), "nodes": str(search.MAX_NODES),
         "solves": str(search.MAX_EXACT_SOLVES),
         "cache_slots": str(search.MOST_CACHE_SLOTS), "sampled": str(estimate.SAMPLED_STEPS),
@@ -139,9 +152,9 @@ def family_text(family: Any) -> str:
     return f"### `{family.__name__}`\n\n{FAMILY_WORDS[family.__name__]}\n\n```text\n{doc(family)}\n```"
 
 
-def variables_table(model: Any) -> str:
-    """Every variable of a built model; KeyError for one without words."""
-    kinds = {_kind(variable.name): variable for variable in model.problem.variables()}
+def variables_table(*models: Any) -> str:
+    """Every variable of built models; KeyError for one without words."""
+    kinds = {_kind(variable.name): variable for model in models for variable in model.problem.variables()}
     lines = ["| Variable | Unit | Range | Meaning |", "|---|---|---|---|"]
     for kind, (symbol, unit, meaning) in VARIABLES.items():
         variable = kinds.pop(kind)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from math import inf
 
 import numpy as np
@@ -25,6 +26,8 @@ generation lengths than these multiply the variables: mini-batches are levelled,
 FINE = 64
 """Classes up to which rates are looked up at every context as it is; of more, at ones rounded up by a few percent."""
 STEP = 1.05
+REBUILT = (4, 8, 16, 32)
+"""Blocks whose rebuilding is priced, beside all: fewer take about as long as the first, more are as fast as all."""
 
 
 def exact_bins(
@@ -54,11 +57,21 @@ def _exact_bin(costs: CostModel, lengths: Sequence[tuple[int, int]], epochs: Seq
         demands=tuple(demand.scaled(count) for demand in demands),
         compute_s=count * (beside + layers * (attention.seconds() + attention.further_s(1))),
         rebuild_s_per_block=layers * costs.rebuild(blocks).seconds / blocks,
+        rebuild_floors=tuple((count * fixed, slope) for fixed, slope in _rebuild_floors(costs, blocks)),
         link_s_per_block=layers * costs.hardware.link.latency_s.value / blocks,
         largest=one.final_blocks,
         call_s=count * alive * call_s,
         peak=_peak(classes, epochs, one.blocks),
     )
+
+
+def _rebuild_floors(costs: CostModel, blocks: int) -> list[tuple[float, float]]:
+    """(seconds, seconds per block), all layers: lines through the lower hull of what rebuilding some of the `blocks` of
+    a mini-batch takes."""
+    sizes = [*(n for n in REBUILT if n < blocks), blocks]
+    hull = _lower_hull([(float(n), costs.model.layers * costs.rebuild(n).seconds) for n in sizes])
+    slopes = [((y2 - y1) / (x2 - x1), x1, y1) for (x1, y1), (x2, y2) in pairwise(hull)]
+    return [(y - slope * x, slope) for slope, x, y in slopes]
 
 
 def _peak(classes: Classes, epochs: Sequence[Epoch], mean: Floats) -> Floats:
@@ -75,12 +88,15 @@ def _blocks_in(classes: Classes, step: int) -> float:
 def _together(bins: Sequence[Bin]) -> Bin:
     """One bin of all of them: sums, and means weighted by blocks."""
     blocks = np.array([part.demand.final_blocks for part in bins])
+    fullest = max(bins, key=lambda part: part.largest)
+    count = sum(part.count for part in bins)
     return Bin(
-        count=sum(part.count for part in bins),
+        count=count,
         demands=tuple(total(alike) for alike in zip(*(part.demands for part in bins), strict=True)),
         compute_s=np.sum([part.compute_s for part in bins], axis=0),
         rebuild_s_per_block=float(blocks @ [part.rebuild_s_per_block for part in bins] / blocks.sum()),
         link_s_per_block=float(blocks @ [part.link_s_per_block for part in bins] / blocks.sum()),
+        rebuild_floors=tuple((count / fullest.count * fixed, slope) for fixed, slope in fullest.rebuild_floors),
         largest=max(part.largest for part in bins),
         call_s=np.sum([part.call_s for part in bins], axis=0),
         peak=np.max([part.peak for part in bins], axis=0),
@@ -204,7 +220,7 @@ class AverageBin:
         self._living = [float((classes.count * final) @ share) for share in alive]
         self.envelope: tuple[Floats, Floats]
         self._rebuild_s: float
-        self.envelope = like.envelope if like else _lower_envelope(costs, self._requests)
+        self.envelope = like.envelope if like else lower_envelope(costs, 1, self._requests)
         self._rebuild_s = like._rebuild_s if like else _cheapest_rebuild(costs, int(self.whole.final_blocks) + 1)
         self._attention = Attention(costs, classes, epochs)
         self._attention_s = lru_cache(maxsize=None)(self._attention.seconds)
@@ -246,22 +262,27 @@ class AverageBin:
         return float((cuts * np.interp(rows / cuts, *self.envelope)).min())
 
 
-def _lower_envelope(costs: CostModel, requests: int) -> tuple[Floats, Floats]:
-    """Lower convex hull of the step time beside attention and rebuilding over rows 1 .. requests.
+def lower_envelope(costs: CostModel, fewest: int, most: int) -> tuple[Floats, Floats]:
+    """Lower convex hull of the step time beside attention and rebuilding over rows fewest .. most.
 
     Convex, so the sum over mini-batches is least when rows are spread evenly. Every number of rows up to 512 is priced,
     of more a geometric sample.
     """
-    sampled = sorted({*range(1, min(requests, 512) + 1), *np.geomspace(1, requests, 200).astype(int).tolist()})
+    sampled = sorted({*range(fewest, min(most, 512) + 1), *np.geomspace(fewest, most, 200).astype(int).tolist()})
+    xs, ys = zip(*_lower_hull([(float(rows), _beside_attention(costs, rows)) for rows in sampled]), strict=True)
+    return np.array(xs), np.array(ys)
+
+
+def _lower_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Corners of the lower convex hull of points in ascending order."""
     hull: list[tuple[float, float]] = []
-    for x, y in ((float(rows), _beside_attention(costs, rows)) for rows in sampled):
+    for x, y in points:
         while len(hull) >= 2 and (hull[-1][1] - hull[-2][1]) * (x - hull[-1][0]) >= (y - hull[-1][1]) * (
             hull[-1][0] - hull[-2][0]
         ):
             hull.pop()
         hull.append((x, y))
-    xs, ys = zip(*hull, strict=True)
-    return np.array(xs), np.array(ys)
+    return hull
 
 
 def _cheapest_rebuild(costs: CostModel, blocks: int) -> float:

@@ -30,8 +30,9 @@ from planner.search import Options, Search
 from planner.tables import size
 from planner.timeline import Timeline
 from planner.wave_bound import WaveBound
+from planner.wave_plans import cut
 from planner.wave_timeline import simulate_waves
-from planner.waves import FoundWaves, cut
+from planner.waves import FoundWaves
 from planner.what_if import RATES, Step, steps, with_more
 from planner.workload import Request, Workload
 

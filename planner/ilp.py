@@ -24,7 +24,8 @@ from planner.split_problem import Bin, SplitProblem
 
 GIB = float(2**30)
 STRETCHES = 3
-"""Runs of epochs for each of which a form is in use or not: more cost the solver time, and tell little more."""
+"""Runs of epochs for each of which a form is in use or not, in the relaxation: more cost the solver time, and tell
+little more."""
 TIE_BREAK = 1e-4
 """Weight of link use and of host blocks in the objective: too small to slow a plan, enough to avoid them for nothing.
 """
@@ -77,6 +78,9 @@ class SplitModel:
             (f, s): var(f"used_{i}_{s}", 0, 1)
             for i, f in enumerate(forms) for s in range(len(self.stretches()))
         }  # fmt: skip
+        floors = [b for b in bins if data.bins[b].rebuild_floors and any(form.rebuilt for form in data.forms)]
+        self.rebuilds = {s: var(f"rebuilds_{s}", 0, 1) for s in range(len(self.stretches())) if floors}
+        self.rebuilt_t = {(b, e): var(f"rebuilt_t_{b}_{e}", 0) for b in floors for e in epochs}
         self.further = {(b, s): var(f"further_{b}_{s}", 0) for b in bins for s in range(len(self.stretches()))}
         self.job_t: Any = 0
         self.carried_t: list[Any] = []
@@ -106,8 +110,12 @@ class SplitModel:
     def stretches(self) -> list[range]:
         """Epochs in a few runs, for each of which a form is in use or not."""
         count = len(self.data.epochs)
-        runs = min(1 if self.data.decided else STRETCHES, count)
+        runs = count if self.data.decided else min(STRETCHES, count)
         return [range(s * count // runs, (s + 1) * count // runs) for s in range(runs)]
+
+    def stretch_of(self) -> dict[int, int]:
+        """By epoch the number of its run."""
+        return {e: s for s, run in enumerate(self.stretches()) for e in run}
 
     def lasting(self, run: range) -> list[tuple[int, int]]:
         """Lifetimes that generate throughout a run of epochs."""
@@ -121,6 +129,10 @@ class SplitModel:
             lives = range(len(self.data.bins[b].demands))
             self._held[key] = _sum(self.n[b, g, form.name, e] for g in lives if (b, g, form.name, e) in self.n)
         return self._held[key]
+
+    def rebuilt_blocks(self, b: int, e: int) -> Any:
+        """sum_{f in ACT} n[b,f,e]."""
+        return _sum(self.held(b, form, e) for form in self.data.forms if form.rebuilt)
 
 
 def cover_every_block(m: SplitModel) -> None:
@@ -242,34 +254,56 @@ def step_time(m: SplitModel) -> None:
         early_t = _sum(early * d.epochs[e].steps for (_, e), early in m.early.items())
         m.problem += early_t <= m.slot_share * (d.head_start * layer_t), "head_start"
         m.problem += early_t <= m.ahead_share * layer_t + d.sample_s / d.unit_s, "head_start_streamed"
-    stretch_of = {e: s for s, run in enumerate(m.stretches()) for e in run}
+    stretch_of = m.stretch_of()
     for b, part in enumerate(d.bins):
         for e in range(len(d.epochs)):
             moved = _sum(m.held(b, f, e) * _link_t(d, part, f) for f in d.forms if not f.on_gpu)
-            rebuilt = _sum(m.held(b, f, e) * (part.rebuild_s_per_block / d.unit_s) for f in d.forms if f.rebuilt)
             carried_t = moved + m.weights_t[b]
             m.carried_t.append(carried_t * d.epochs[e].steps)
             link_t = carried_t - m.early.get((b, e), 0)
             calls_t = m.further[b, stretch_of[e]] * (float(part.call_s[e]) / d.unit_s)
-            compute_t = rebuilt + float(part.compute_s[e]) / d.unit_s + calls_t
+            compute_t = _rebuilt_t(m, b, e) + float(part.compute_s[e]) / d.unit_s + calls_t
             m.problem += m.t[b, e] >= link_t + slowed * compute_t, f"link_{b}_{e}"
             m.problem += m.t[b, e] >= compute_t + lost * link_t, f"compute_{b}_{e}"
+
+
+def rebuild_floors(m: SplitModel) -> None:
+    """rebuilt[b,e] >= per_block[b] rebuilt blocks, and >= fixed[b,j] rebuilds[s] + slope[b,j] rebuilt blocks, with
+    rebuilt blocks = sum_{f in ACT} n[b,f,e] and rebuilds[s] >= used[f,s] for f in ACT: of decided mini-batches only.
+    """
+    stretch_of = m.stretch_of()
+    for s, rebuilds in m.rebuilds.items():
+        for i, f in enumerate(m.data.forms):
+            if f.rebuilt:
+                m.problem += rebuilds >= m.used[f.name, s], f"rebuilds_{i}_{s}"
+    for (b, e), rebuilt_t in m.rebuilt_t.items():
+        part, blocks = m.data.bins[b], m.rebuilt_blocks(b, e)
+        floors = [(0.0, part.rebuild_s_per_block), *part.rebuild_floors]
+        for j, (fixed_s, slope_s) in enumerate(floors):
+            fixed_t = m.rebuilds[stretch_of[e]] * (fixed_s / m.data.unit_s)
+            m.problem += rebuilt_t >= fixed_t + blocks * (slope_s / m.data.unit_s), f"rebuilt_{b}_{e}_{j}"
+
+
+def _rebuilt_t(m: SplitModel, b: int, e: int) -> Any:
+    """Time of rebuilding in a step of epoch e."""
+    if (b, e) in m.rebuilt_t:
+        return m.rebuilt_t[b, e]
+    return m.rebuilt_blocks(b, e) * (m.data.bins[b].rebuild_s_per_block / m.data.unit_s)
 
 
 def attention_calls(m: SplitModel) -> None:
     """sum n[b,g,f,e] <= used[f,s] sum blocks[b,g,e], over b and the lifetimes g that generate throughout the run s of
     epochs, for its first epoch e: a block that one of them holds is attended in every step of s. Of decided
-    mini-batches, sum final[b,g,f] <= used[f] sum final_blocks[b,g].
+    mini-batches every epoch is a run of its own.
 
     further[b,s] >= sum_f used[f,s] - free[b]: each form in use costs a call in each mini-batch, but for the free ones,
     which are counted with the rest of the layer.
     """
     for s, run in enumerate(m.stretches()):
-        decided, lives = m.data.decided, m.lives if m.data.decided else m.lasting(run)
-        demands = [m.data.bins[b].demands[g] for b, g in lives]
-        blocks = sum(demand.final_blocks if decided else float(demand.blocks[run[0]]) for demand in demands)
+        lives = m.lasting(run)
+        blocks = sum(float(m.data.bins[b].demands[g].blocks[run[0]]) for b, g in lives)
         for i, f in enumerate(m.data.forms if lives else ()):
-            held = _sum(m.final[b, g, f.name] if decided else m.n[b, g, f.name, run[0]] for b, g in lives)
+            held = _sum(m.n[b, g, f.name, run[0]] for b, g in lives)
             m.problem += held <= blocks * m.used[f.name, s], f"used_{i}_{s}"
         for b, part in enumerate(m.data.bins):
             in_use = _sum(m.used[f.name, s] for f in m.data.forms)
@@ -347,7 +381,7 @@ def link_time(m: SplitModel) -> None:
 
 FAMILIES = (
     cover_every_block, append_only, forced_act_share, slots_hold_a_mini_batch,
-    gpu_memory, host_memory, attention_calls, step_time, prefill_time, link_time,
+    gpu_memory, host_memory, attention_calls, rebuild_floors, step_time, prefill_time, link_time,
 )  # fmt: skip
 
 

@@ -258,16 +258,20 @@ class _Appender:
             self._end_before(step + 1)
             # A block begun at step t is read from step t + 1 on.
             wanted, lacking = self._lacking(mine, step + 1 + self._ahead)
+            begins = (self._wanted[step + 1 + self._ahead].max(axis=0) > SLACK).tolist()
             for _, _, n in begun:
-                self._place(self._alike[n][1], mine, wanted, lacking)
+                self._place(self._alike[n][1], mine, wanted, lacking, begins)
 
-    def _place(self, group: Sequence[int], mine: int, wanted: Sequence[float], lacking: list[float]) -> None:
+    def _place(
+        self, group: Sequence[int], mine: int, wanted: Sequence[float], lacking: list[float], begins: Sequence[bool]
+    ) -> None:
         """The next block of each of `group`; `lacking` is kept up to date."""
         more = len(group)
         counted = more * (2 if len(self._totals) > 1 else 1)
         for column, share in enumerate(wanted):
             lacking[column] += counted * share
-        column = self._next_column(self._column[self._blocks[group[0]][-1]], more, self._totals[mine] + more, lacking)
+        own = self._column[self._blocks[group[0]][-1]]
+        column = self._next_column(own, more, self._totals[mine] + more, lacking, begins)
         form = self._shares.forms[column]
         lacking[column] -= counted
         self._placed[form] += more
@@ -302,15 +306,15 @@ class _Appender:
             lacking = lacking + self._totals @ wanted - self._held
         return wanted[mine].tolist(), lacking.tolist()
 
-    def _next_column(self, own: int, more: int, total: float, lacking: Sequence[float]) -> int:
+    def _next_column(self, own: int, more: int, total: float, lacking: Sequence[float], begins: Sequence[bool]) -> int:
         """The form for the next block of each of `more` alike requests: what is lacking most.
 
-        They keep to that of their blocks so far, `own`, unless another falls too far below its share.
+        They keep to that of their blocks so far, `own`, unless another falls too far below its share. A form that no
+        lifetime wants yet (`begins`) is not begun for what rounding owes: its first block costs most.
         """
         forms = self._shares.forms
-        allowed = [
-            i for i, f in enumerate(forms) if not f.on_gpu or self._placed[f] + more <= self._limits.get(f, 0)
-        ] or range(len(forms))  # fmt: skip
+        fitting = [i for i, f in enumerate(forms) if not f.on_gpu or self._placed[f] + more <= self._limits.get(f, 0)]
+        allowed = [i for i in fitting if begins[i]] or fitting or range(len(forms))
         neediest = max(allowed, key=lacking.__getitem__)
         slack = more + self._stick * total if self._stick else 0.0
         return own if own in allowed and lacking[neediest] - lacking[own] <= slack else neediest

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import highspy
@@ -17,13 +18,8 @@ class Highs(pulp.HiGHS):  # type: ignore[misc]
         super().__init__(msg=False, threads=1, **options)
 
     def actualSolve(self, lp: Any) -> int:
-        """PuLP collects and sorts the variables anew for each of three looks at them: once is enough."""
-        variables = lp.variables()
-        lp.variables = lambda: variables
-        try:
+        with _sorted_once(lp):
             return int(super().actualSolve(lp))
-        finally:
-            del lp.variables
 
     def buildSolverModel(self, lp: Any) -> None:
         """All columns and rows at once, of a problem to minimise."""
@@ -50,22 +46,54 @@ class Highs(pulp.HiGHS):  # type: ignore[misc]
         lp.solverModel.passModel(model)
 
 
+@contextmanager
+def _sorted_once(lp: Any) -> Iterator[list[pulp.LpVariable]]:
+    """PuLP collects and sorts the variables anew for each look at them: once is enough."""
+    variables = lp.variables()
+    lp.variables = lambda: variables
+    try:
+        yield variables
+    finally:
+        del lp.variables
+
+
 class Unsolved(Exception):
     """HiGHS gave up."""
 
 
 class Kept:
-    """A linear program to minimise that HiGHS keeps: solved again for other bounds, from the last solution on."""
+    """A program to minimise that HiGHS keeps: solved again for other bounds, from the last solution on."""
 
     def __init__(self, lp: Any, **options: Any) -> None:
         self._lp = lp
         solver = Highs(**options)
         solver.createAndConfigureSolver(lp)
-        solver.buildSolverModel(lp)
+        with _sorted_once(lp) as self._variables:
+            solver.buildSolverModel(lp)
+
+    @property
+    def whole_numbers(self) -> list[pulp.LpVariable]:
+        """The variables that are."""
+        return [variable for variable in self._variables if variable.cat == pulp.LpInteger]
 
     def change(self, row: Any, variable: pulp.LpVariable, factor: float) -> None:
         """That of a variable in one row, brought to the left side of it."""
         self._lp.solverModel.changeCoeff(row.index, variable.index, factor)
+
+    def decide_integers(self) -> None:
+        """What is left is linear: the bounds of every whole number leave a single one."""
+        count = self._lp.solverModel.getNumCol()
+        kinds = np.full(count, highspy.HighsVarType.kContinuous)
+        self._lp.solverModel.changeColsIntegrality(count, np.arange(count, dtype=np.int32), kinds)
+
+    def values(self) -> list[float]:
+        """Of every variable, in the last solution."""
+        return list(self._lp.solverModel.getSolution().col_value)
+
+    def take(self, values: list[float]) -> None:
+        """Into the variables."""
+        for variable in self._variables:
+            variable.varValue = values[variable.index]
 
     def value(self, variable: pulp.LpVariable) -> float:
         """Of a variable in the last solution."""
@@ -76,7 +104,8 @@ class Kept:
         Unsolved where HiGHS stops for any other reason."""
         solver = self._lp.solverModel
         for variable in changed:
-            solver.changeColBounds(variable.index, variable.lowBound, variable.upBound)
+            low, high = variable.lowBound, variable.upBound
+            solver.changeColBounds(variable.index, low, highspy.kHighsInf if high is None else high)
         solver.run()
         status, of = solver.getModelStatus(), highspy.HighsModelStatus
         if status == of.kOptimal:

@@ -36,6 +36,9 @@ class Bin:
     """[epochs] seconds per step of the attention calls that a further form takes, all layers."""
     peak: Floats
     """[epochs] the most blocks in any step over the mean."""
+    rebuild_floors: tuple[tuple[float, float], ...] = ()
+    """(seconds of each step, and more per block), all layers: what rebuilding takes at least where any block is kept as
+    activations, since a product of few rows takes as long as one of some. None in the relaxation."""
     free_forms: int = 1
     """Forms whose calls are counted in `compute_s`: one in every mini-batch, which in the relaxation may differ."""
 

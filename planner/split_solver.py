@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -11,26 +12,28 @@ import pulp
 from planner.decisions import kept_layers, spread_parts
 from planner.errors import HybridserveError
 from planner.ilp import TIE_BREAK, SplitModel, alive_shares, build
-from planner.solver import Highs, Kept, Unsolved
+from planner.solver import Kept, Unsolved
 from planner.split_problem import Split, SplitProblem
 
 SOLVER_SLACK = 1e-6
 """Taken off bounds: solvers keep constraints to 1e-7 of their scale."""
 QUICK: dict[str, Any] = {"presolve": "off", "mip_heuristic_effort": 0.0, "mip_allow_restart": False}
 """Problems this small are solved before what these save would pay."""
-FEW = 0.03
-"""Share of the blocks below which a form may not be worth its calls."""
+FEW, SOME = 0.03, 0.2
+"""Shares of the blocks: below the first a form may not be worth its calls, below the second those that are rebuilt may
+not be worth the products of few rows that they cost."""
 
 
 def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: float = 10.0) -> Split | None:
     """The best split, or None when the constraints cannot be met together. `relax`: how many parts are
     resident of every layer and the size of prefill may be real numbers, too, as far as `data` does not decide them."""
     m = build(data, relax, ties=data.decided)
-    if not _solved(m, gapRel=gap, timeLimit=limit_s):
+    kept = _solved(m, gap, limit_s)
+    if kept is None:
         return None
     bound = float(pulp.value(m.problem.objective)) * data.unit_s * (1 if relax else 1 - gap)
     if data.decided:
-        _decide_forms(m, gap)
+        _decide_forms(m, kept)
     final = {key: max(float(v.varValue), 0.0) for key, v in m.final.items()}
     alive = {(b, g): alive_shares(data.bins[b].demands[g]) for b, g in m.lives}
     return Split(
@@ -72,50 +75,73 @@ def _least_parts(m: SplitModel) -> int:
     return max(range(len(m.kept_parts)), key=lambda k: m.kept_parts[k].varValue or 0.0)
 
 
-def _solved(m: SplitModel, **options: float) -> bool:
-    """Whether there is a solution, which the variables then hold."""
+def _solved(m: SplitModel, gap: float, limit_s: float) -> Kept | None:
+    """Its first solution, which the variables then hold; None where there is none."""
     for settings in (QUICK, {}):  # without presolving, a badly scaled problem may be given up
-        m.problem.solve(Highs(**settings, **options))
-        status = pulp.LpStatus[m.problem.status]
-        if status in ("Infeasible", "Undefined"):
-            return False
-        if status == "Optimal":
-            break
-    if status != "Optimal" or m.resident.varValue is None:
-        raise HybridserveError(f"the solver stopped without a plan: {status}")
-    return True
+        kept = Kept(m.problem, gapRel=gap, timeLimit=limit_s, **settings)
+        try:
+            if kept.least(()) is None:
+                return None
+        except Unsolved as error:
+            said = str(error)
+            continue
+        kept.take(kept.values())
+        return kept
+    raise HybridserveError(f"the solver stopped without a plan: {said}")
 
 
-def _decide_forms(m: SplitModel, gap: float) -> None:
+def _decide_forms(m: SplitModel, kept: Kept) -> None:
     """Solve again with whole parts resident, then with the integers as found and every form in use or not: without the
     forms that hold few blocks where that is faster. What only breaks ties is then less than the gap that integers are
     accepted at. Parts come first: what room their rounding leaves may be worth another size of prefill, or a form.
 
     Where the solver's tolerances leave nothing feasible, the solution before stands.
     """
-    values = _values(m)
     model = m.data.model
     resident = kept_layers(model, spread_parts(model, max(float(m.resident.varValue), 0.0)))
     if resident >= m.data.min_resident_layers * (1 - SOLVER_SLACK):
         m.resident.bounds(resident, resident)
-        if _solved(m, gapRel=gap):
-            values = _values(m)
-    for variable, value in values.items():
-        variable.varValue = value
-        if variable.cat == pulp.LpInteger:
-            variable.bounds(round(value), round(value))
-    held = {f.name: sum(m.final[b, g, f.name].varValue for b, g in m.lives) for f in m.data.forms}
-    blocks, best_t = sum(held.values()), inf
-    for least in sorted({0.0, *(FEW if 0 < n < FEW * blocks else 0.0 for n in held.values())}):
-        for (form, _), used in m.used.items():
-            in_use = float(held[form] > least * blocks + 1e-6)
-            used.bounds(in_use, in_use)
-        if _solved(m) and (found_t := float(pulp.value(m.problem.objective))) < best_t:
-            values, best_t = _values(m), found_t
-    for variable, value in values.items():
-        variable.varValue = value
+        if _least(kept, [m.resident]) < inf:
+            kept.take(kept.values())
+        else:
+            m.resident.bounds(m.resident.varValue, m.resident.varValue)
+    whole = kept.whole_numbers
+    for variable in whole:
+        variable.bounds(round(variable.varValue), round(variable.varValue))
+    kept.decide_integers()
+    in_use = {key for key, used in m.used.items() if used.varValue > SOLVER_SLACK}
+    read = {form for form, _ in in_use}
+    # What no step reads need not be in a form of its own.
+    unread = {f.name for f in m.data.forms} - read if read else set()
+    values, best_t = None, inf
+    for few in _few(m):
+        left_out = few | unread
+        for key, used in m.used.items():
+            whether = float(key in in_use and key[0] not in left_out)
+            used.bounds(whether, whether)
+        for (_, _, form), final in m.final.items():
+            final.bounds(0, 0.0 if form in left_out else None)
+        changed = [m.resident, *whole, *m.used.values(), *m.final.values()]
+        if (found_t := _least(kept, changed)) < best_t:
+            values, best_t = kept.values(), found_t
+    if values is not None:
+        kept.take(values)
 
 
-def _values(m: SplitModel) -> dict[Any, float]:
-    """Of every variable, in the last solution."""
-    return {variable: variable.varValue for variable in m.problem.variables()}
+def _least(kept: Kept, changed: Iterable[pulp.LpVariable]) -> float:
+    """Infinite where there is no solution."""
+    try:
+        found = kept.least(changed)
+    except Unsolved:
+        return inf
+    return inf if found is None else found
+
+
+def _few(m: SplitModel) -> list[set[str]]:
+    """Names of forms to do without: none, those that hold very few blocks, all that are rebuilt if they hold few."""
+    held = {f: sum(m.final[b, g, f.name].varValue for b, g in m.lives) for f in m.data.forms}
+    blocks = sum(held.values())
+    few = {f.name for f, n in held.items() if 0 < n < FEW * blocks}
+    rebuilt = sum(n for f, n in held.items() if f.rebuilt)
+    every = {f.name for f in held if f.rebuilt} if 0 < rebuilt < SOME * blocks else set()
+    return [set(), *(names for names in (few, every) if names)]

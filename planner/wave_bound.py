@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from math import ceil
 
 import numpy as np
 
+from planner.bins import lower_envelope
 from planner.epochs import Epoch
 from planner.forms import BLOCK_TOKENS
 from planner.memory import TOKEN_BYTES
@@ -19,6 +21,8 @@ from planner.workload import Workload
 
 MAX_LINES = 24
 """Supporting lines of the compute envelope; fewer weaken the bound a little and never invalidate it."""
+SMALLEST_RANGE = 16
+"""Requests of a wave up to which it is of one kind."""
 COARSE_EPOCHS = 6
 """Of a bound that only says which cuts to try."""
 
@@ -37,9 +41,10 @@ class WaveBound:
        becomes "outer a + W r + ... <= capacity a", with a the number of waves. Convex costs (compute by rows) enter by
        their supporting lines, linear too. Weights cross the link once per wave and step: the term L a - r.
     3. Where no request can have ended (`full` epochs), the waves alive are all waves: a, residents and memory are the
-       same variables there. In later epochs they are at most those.
-    4. Waves are sorted into kinds by their number of mini-batches, [lo, hi], and by whether any layer streams; each
-       kind has its own sums, and only the totals over kinds are data. Within a kind a slot holds at least n / hi,
+       same variables there. In later epochs they are at most those, and at least one is left.
+    4. Waves are sorted into kinds by their number of mini-batches, [lo, hi], where that is 1 by their number of
+       requests, too, and by whether any layer streams; each kind has its own sums, and only the totals over kinds are
+       data. Within a kind a slot holds at least n / hi,
        compute costs at least lo calls, and a weight slot holds what streams of a layer, in the mean at least.
     5. Prefill: the sum over waves of max(compute, link) is at least either sum; every wave loads what it streams
        at least once. Early transfers: at most what the weight slots hold, once in each wave.
@@ -61,8 +66,13 @@ class WaveBound:
         self.full = [epoch.last <= first_end for epoch in self.epochs]
         most = min(self.together, int(self.most_blocks) + 1)
         ranges = _ranges(most, search.options.mini_batches, 4 if coarse else 2)
-        self.kinds = [Kind(low, high, streams) for streams in (True, False) for low, high in ranges]
-        self.bins = [search.relaxed(kind.fewest, kind.most).bins[0] for kind in self.kinds]
+        self._envelopes: dict[tuple[int, int], tuple[Floats, Floats]] = {}
+        self.kinds = [
+            Kind(low, high, requests, streams) for streams in (True, False) for low, high in ranges
+            for requests in (_sizes(self.together) if high == 1 and not coarse else [(low, self.together)])
+        ]  # fmt: skip
+        bins = {pair: search.relaxed(*pair).bins[0] for pair in ranges}
+        self.bins = [bins[kind.fewest, kind.most] for kind in self.kinds]
 
     @cached_property
     def most_blocks(self) -> float:
@@ -148,9 +158,14 @@ class WaveBound:
             prompt_blocks=float((c.count * alive.steps) @ -(-c.prompt // BLOCK_TOKENS)) / epoch.steps,
         )
 
-    def compute_lines(self) -> list[tuple[float, float]]:
-        """(per mini-batch, per request) seconds of a step beside attention and rebuilding: all are lower bounds."""
-        rows, seconds = self.search.average.envelope
+    def compute_lines(self, fewest: int, most: int) -> list[tuple[float, float]]:
+        """(per mini-batch, per request) seconds of a step beside attention and rebuilding: all are lower bounds for
+        mini-batches of `fewest` to `most` requests."""
+        if (fewest, most) not in self._envelopes:
+            known = (fewest, most) == (1, len(self.search.requests))
+            found = self.search.average.envelope if known else lower_envelope(self.costs, fewest, most)
+            self._envelopes[fewest, most] = found
+        rows, seconds = self._envelopes[fewest, most]
         if len(rows) == 1:
             return [(0.0, float(seconds[0] / rows[0]))]
         stride = -(-(len(rows) - 1) // MAX_LINES)
@@ -160,12 +175,12 @@ class WaveBound:
             lines.append((float(seconds[i] - slope * rows[i]), slope))
         return lines
 
-    def attention_s_per_token(self, fewest: int) -> float:
-        """All layers, at the best rate of any call on a mini-batch, of at least `fewest` in a wave."""
+    def attention_s_per_token(self, kind: Kind) -> float:
+        """All layers, at the best rate of any call on a mini-batch of such a wave."""
         achieved, model = self.costs.hardware.gpu.achieved, self.costs.model
         average = self.search.average
-        most = (self.most_blocks / fewest + average.largest) / average.smallest
-        best = achieved.decode_attention_bytes_per_s_by_context.best_within(min(most, len(self.search.requests)))
+        most = (self.most_blocks / kind.fewest + average.largest) / average.smallest
+        best = achieved.decode_attention_bytes_per_s_by_context.best_within(min(most, kind.requests[1]))
         shared = 1 + (model.gqa_group - 1) * achieved.attention_group_cost.value
         layer = achieved.engine_slowdown.forward.value * model.kv_bytes_per_token_layer / best * shared
         return model.layers * layer
@@ -180,3 +195,12 @@ def _ranges(most: int, fixed: int | None, growth: int) -> list[tuple[int, int]]:
         last = ranges[-1][1]
         ranges.append((last + 1, min((growth if last > 1 else 2) * last, most)))
     return ranges
+
+
+def _sizes(most: int) -> list[tuple[int, int]]:
+    """Ranges of the number of requests in a wave of one mini-batch, each up to twice the one before: compute
+    of few rows is all latency and of many none, which a line from one to all would take for a mean of both."""
+    ends = [0, min(SMALLEST_RANGE, most)]
+    while ends[-1] < most:
+        ends.append(min(2 * ends[-1], most))
+    return [(low + 1, high) for low, high in pairwise(ends)]

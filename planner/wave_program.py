@@ -61,10 +61,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Kind:
-    """Waves with `fewest` to `most` mini-batches, whose weights stream, in part at least, or are all resident."""
+    """Waves with `fewest` to `most` mini-batches and `requests` (fewest, most) in all, whose weights stream, in part at
+    least, or are all resident."""
 
     fewest: int
     most: int
+    requests: tuple[int, int]
     streams: bool
 
 
@@ -90,9 +92,12 @@ class Program:
         self.problem = pulp.LpProblem("waves", pulp.LpMinimize)
         self.unit_s = data.problem.unit_s
         self.all = [self._level(kind, f"{k}", None) for k, kind in enumerate(data.kinds)]
-        self.most_each = [level.requests <= data.together * level.waves for level in self.all]
-        for row in self.most_each:
+        self.most_each = [
+            level.requests <= kind.requests[1] * level.waves for kind, level in zip(data.kinds, self.all, strict=True)
+        ]
+        for row, kind, level in zip(self.most_each, data.kinds, self.all, strict=True):
             self.problem += row
+            self.problem += level.requests >= kind.requests[0] * level.waves
         self.waves = pulp.LpVariable("waves", 1, len(data.search.requests))
         self.problem += _sum(level.waves for level in self.all) == self.waves
         self._distribute(self.all, data.load(None))
@@ -111,15 +116,16 @@ class Program:
         self._kept = Kept(self.problem, timeLimit=LATEST)
 
     def least(self, fewest: int, most: int) -> Bound | None:
-        """For `fewest` to `most` waves; None where memory holds no such cut, or the solver finds none in time."""
+        """For `fewest` to `most` waves; None where memory holds no such cut. Nothing is known if the solver fails."""
         self.waves.bounds(fewest, most)
-        for row, level in zip(self.most_each, self.all, strict=True):  # every other wave has a request at least
-            each = min(len(self.data.search.requests) - fewest + 1, self.data.together)
+        for row, kind, level in zip(self.most_each, self.data.kinds, self.all, strict=True):
+            # Every other wave has a request at least.
+            each = min(len(self.data.search.requests) - fewest + 1, kind.requests[1])
             self._kept.change(row, level.waves, -each)
         try:
             total_t = self._kept.least([self.waves])
         except Unsolved:
-            return None
+            return Bound(0.0, fewest)
         return None if total_t is None else Bound(total_t * self.unit_s * (1 - SLACK), self._kept.value(self.waves))
 
     # ---- waves and their memory ------------------------------------------------------------------
@@ -131,10 +137,13 @@ class Program:
         # Where requests have ended, so may have whole mini-batches.
         self.problem += level.batches >= (kind.fewest if whole is None else 1) * level.waves
         self.problem += level.batches <= level.requests
-        for per_batch, per_request in self.data.compute_lines():
+        # No mini-batch has more than what the others of its wave leave.
+        rows = 1 if whole or kind.most > 1 else kind.requests[0], kind.requests[1] - kind.fewest + 1
+        for per_batch, per_request in self.data.compute_lines(*rows):
             costs = level.batches * (per_batch / self.unit_s) + level.requests * (per_request / self.unit_s)
             self.problem += level.base_t >= costs
         if whole is not None:
+            self.problem += level.requests <= kind.requests[1] * level.waves
             for mine, most in (
                 (level.waves, whole.waves), (level.requests, whole.requests), (level.batches, whole.batches),
                 (level.resident, whole.resident), (self._streamed(level), self._streamed(whole)),
@@ -193,6 +202,7 @@ class Program:
             whole = zip(data.kinds, self.all, strict=True)
             levels = [self._level(kind, f"{k}_{index}", of) for k, (kind, of) in enumerate(whole)]
             self._distribute(levels, data.load(epoch))
+            self.problem += _sum(level.waves for level in levels) >= 1
         step = data.step(epoch, index)
         blocks = [self._blocks(f"{k}_{index}", level, step, kind.most)
                   for k, (level, kind) in enumerate(zip(levels, data.kinds, strict=True))]  # fmt: skip
@@ -249,7 +259,7 @@ class Program:
                 each_s = nbytes / link.h2d_bytes_per_s.value + per_bin.link_s_per_block
                 moved = moved + blocks[form.name] * (each_s / self.unit_s)
         rebuilt = _sum(blocks[f.name] for f in data.forms if f.rebuilt)
-        compute = level.base_t + context * (data.attention_s_per_token(data.kinds[k].fewest) / self.unit_s)
+        compute = level.base_t + context * (data.attention_s_per_token(data.kinds[k]) / self.unit_s)
         compute = compute + rebuilt * (per_bin.rebuild_s_per_block / self.unit_s)
         slowed = 1 - min(1.0, link.during_compute.value)
         self.problem += t >= moved + slowed * compute

@@ -1,56 +1,47 @@
-"""Cuts a job into waves that run one after the other, and plans each: how many, and who runs with whom.
+"""Finds how many waves a job runs in, one after the other.
 
 A job that memory holds at once is planned as a single wave first. Smaller ones may take less time, since they leave the
-GPU more room for each request, or for all layers; so they are tried where the bound of all cuts promises enough.
+GPU more room for each request, or for all layers; so they are tried where the bound of all cuts promises enough. The
+number of waves is searched like the number of mini-batches: by branch and bound over intervals of it.
 
-Requests that end together belong together: a wave runs until its longest request has ended, and every step loads the
-weights once for all. So requests are sorted by generation length and cut into consecutive waves of equal memory demand.
-The number of waves is searched like the number of mini-batches: by branch and bound over intervals of it.
+Fewer forms of the cache than a policy allows are searched on their own where they may take less: what a wave takes
+beyond its relaxation differs between them, and with it how many waves are best.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, inf
 
-import numpy as np
-
-from planner.best import best_of
+from planner.best import DOMINANCE_GAP, best_of
 from planner.costs import CostModel
 from planner.decisions import Decisions
 from planner.errors import InfeasibleError
-from planner.estimate import estimated_waves_s
 from planner.feasibility import explain_infeasible, explain_rounding, shortage
-from planner.forms import blocks_for
-from planner.memory import resident_layers
-from planner.policies import Policy
+from planner.policies import POLICIES, Policy
 from planner.search import TOLERANCE, Found, Options, Search
 from planner.tables import size
 from planner.timeline import Timeline
 from planner.wave_bound import WaveBound
-from planner.wave_timeline import simulate_waves
-from planner.workload import Request, Workload
+from planner.wave_plans import FEW_KINDS, MANY_REQUESTS, Planned, Wave, WavePlanner
+from planner.workload import Workload
 
 MAX_CUTS = 5
 """Numbers of waves planned once a plan is known: neighbours differ little, and each takes seconds."""
 WORTH_CUTTING = 0.02
 """A job that memory holds at once is cut into waves only where the bound leaves room for more than this, relative."""
-MANY_REQUESTS = 1000
-"""In waves, beyond which only the first number of waves that has a plan is planned, and none of them in every way."""
-MANY_WAVES = 4
-"""Beyond so many different waves only one is planned by a search; the others take over its number of mini-batches."""
-MOST_PROMISED = 12
-"""Different waves whose relaxations are asked what they promise; of very many requests only `MANY_WAVES`."""
-FEW_KINDS = 2
-"""Different waves up to which each is worth a second look."""
 ANOTHER_LOOK = 0.02
 """A cut is worth it that takes no longer than the best so far by more than this, relative, at the first, and that is
 not as near to what it promises."""
 FAR_LESS = 0.8
 """Of the time of a job at once: what promises less is planned before that is planned in every way."""
+RISING = 0.1
+"""Relative: how far beyond the least so far the promise of ever more waves must be to look no further."""
+MAX_OTHERS = 3
+"""Numbers of waves beside the most promising one that are planned where waves differ."""
 
 
 @dataclass(frozen=True)
@@ -68,74 +59,27 @@ class FoundWaves:
     parts: Sequence[tuple[Search, Decisions]]
     """Each wave's search and decisions, its requests numbered from 0."""
 
-
-@dataclass(frozen=True)
-class _Wave:
-    """One wave, its requests numbered from 0."""
-
-    search: Search
-    found: Found
-    margins: tuple[float, float]
-    """Bytes of GPU and host that rounding took."""
-
-    @property
-    def layers(self) -> float:
-        """Whole layers that its resident weights come to."""
-        return resident_layers(self.search.costs.model, self.found.decisions)
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """A whole job, cut in one way."""
-
-    costs: CostModel
-    waves: tuple[Decisions, ...]
-    parts: tuple[_Wave, ...]
-    simulated: Timeline | None = None
-    """Where that has been done already."""
-
-    @cached_property
-    def timeline(self) -> Timeline:
-        """As simulated."""
-        return self.simulated or simulate_waves(self.costs, self.waves)
-
-    @cached_property
-    def estimated_s(self) -> float:
-        """As simulated where that has been done, else from some of its steps: enough to tell which cut is faster."""
-        if self.simulated:
-            return self.simulated.total_s
-        return estimated_waves_s(self.costs, self.waves)
-
-    @property
-    def kinds(self) -> int:
-        """Different waves."""
-        return len({wave.shape for wave in self.waves})
-
-    def bounded(self, bound_s: float) -> FoundWaves:
+    @classmethod
+    def of(cls, planned: Planned, bound_s: float) -> FoundWaves:
         """With the bound found for it."""
-        return FoundWaves(
-            self.waves, self.timeline, bound_s, sum(part.found.objective_s for part in self.parts),
-            [(part.search, part.found.decisions) for part in self.parts],
+        return cls(
+            planned.waves, planned.timeline, min(bound_s, planned.timeline.total_s),
+            sum(part.found.objective_s for part in planned.parts),
+            [(part.search, part.found.decisions) for part in planned.parts],
         )  # fmt: skip
 
 
-def cut(requests: Sequence[Request], count: int) -> list[list[int]]:
-    """Request numbers of `count` waves, by generation length, then prompt length; about equal blocks in the end.
+@dataclass(frozen=True)
+class _Choice:
+    """A plan, and what is known already of how good any other can be."""
 
-    No wave is empty. Equal requests make waves of at most two sizes.
-    """
-    order = sorted(range(len(requests)), key=lambda r: (requests[r].gen_len, requests[r].prompt_len, r))
-    sizes = [blocks_for(requests[r].positions) for r in order]
-    total, held, position = sum(sizes), 0, 0
-    waves: list[list[int]] = []
-    for wave in range(1, count + 1):
-        first, last = position, len(order) - (count - wave)
-        while position < last and (position == first or (held + sizes[position]) * count <= wave * total):
-            held += sizes[position]
-            position += 1
-        waves.append(order[first:position])
-    waves[-1] += order[position:]
-    return waves
+    planned: Planned
+    cuts_s: float
+    """What no cut into `fewest` to `most` waves beats; infinite where none may be made."""
+    fewest: int = 2
+    most: int = 0
+    at_once_s: float = inf
+    """What no plan in a single wave beats; infinite where there is none."""
 
 
 class _Cuts:
@@ -146,6 +90,11 @@ class _Cuts:
         self.heap: list[tuple[float, int, int, float]] = []
         """(bound in seconds, fewest, most, where in between the relaxation is best)."""
         self.push(fewest, most)
+
+    @property
+    def least_s(self) -> float:
+        """What no cut beats; infinite where memory holds none."""
+        return self.heap[0][0] if self.heap else inf
 
     def push(self, low: int, high: int) -> None:
         """Open an interval, unless it is empty or memory holds no such cut."""
@@ -161,12 +110,24 @@ class WaveSearch:
         self.costs, self.workload, self.policy, self.options = costs, workload, policy, options
         self.requests = workload.requests
         self.whole = Search(costs, workload, policy.forms, options)
-        self._known: dict[tuple[object, ...], _Wave | None] = {}
-        self._searches: dict[tuple[object, ...], Search] = {}
-        self._promised: dict[int, float] = {}
+        self.planner = WavePlanner(costs, workload, policy.forms, options)
+        self._unlike = len(self.whole.classes.count) > 1
+        """Whether requests differ: the bound of their cuts takes long."""
 
     def run(self) -> FoundWaves | None:
         """None when there is no plan in any number of waves that was tried, up to one request in each."""
+        choice = self._choice()
+        if choice is None:
+            return None
+        best = choice.planned
+        for narrower in self._narrower():
+            best = narrower._better(best, choice, self.planner)
+        if len(best.waves) == 1:
+            return FoundWaves.of(best, choice.at_once_s)
+        return FoundWaves.of(best, min(choice.at_once_s, self._proven(choice)))
+
+    def _choice(self) -> _Choice | None:
+        """With the forms of the policy."""
         fixed = self.options.waves and min(self.options.waves, len(self.requests))
         if fixed and fixed > 1:
             return self._fixed(fixed)
@@ -178,78 +139,123 @@ class WaveSearch:
         if chosen is None:
             return None if single else self._more_waves()
         at_once = self._at_once(*chosen)
-        return self._fewer_at_once(at_once) if may_cut else at_once.bounded(chosen[0].bound_s)
+        return self._fewer_at_once(at_once) if may_cut else _Choice(at_once, inf, at_once_s=chosen[0].bound_s)
 
-    def _at_once(self, found: Found, timeline: Timeline | None = None) -> _Planned:
+    def _at_once(self, found: Found, timeline: Timeline | None = None) -> Planned:
         """The job in a single wave."""
-        return _Planned(self.costs, (found.decisions,), (_Wave(self.whole, found, self.whole.margins),), timeline)
+        return Planned(self.costs, (found.decisions,), (Wave(self.whole, found, self.whole.margins),), timeline)
 
-    def _fixed(self, count: int) -> FoundWaves | None:
+    def _fixed(self, count: int) -> _Choice | None:
         """As many waves as asked for."""
-        planned, bound = self._plan(count), WaveBound(self.whole).of(count, count)
-        return planned.bounded(min(bound.total_s, planned.timeline.total_s)) if planned and bound else None
+        planned, bound = self.planner.plan(count), self._coarse.of(count, count)
+        return _Choice(planned, bound.total_s, count, count) if planned and bound else None
 
-    def _more_waves(self) -> FoundWaves | None:
+    def _more_waves(self) -> _Choice | None:
         """For a job that memory does not hold at once."""
         cuts = _Cuts(self._coarse, 1, len(self.requests))
         if not cuts.heap or self.hardest().run() is None:
             return None
         fewest = max(cuts.bound.fewest_waves, cuts.bound.fewest_by_blocks, 2)
-        many = len(self.requests) > MANY_REQUESTS or len(self.workload.classes()) > FEW_KINDS
-        first = self._promising(max(fewest, int(cuts.heap[0][3]))) if many else fewest
+        many = len(self.requests) > MANY_REQUESTS
+        unlike = many or len(self.workload.classes()) > FEW_KINDS
+        first = self._promising(max(fewest, int(cuts.heap[0][3]))) if unlike else fewest
         best = self._first(first, cuts.tried)
         if best is None:
             return None
-        best, proven_s = self._branch(cuts, best, 0 if many else MAX_CUTS, TOLERANCE)
-        return best.bounded(min(self._proven(proven_s, 1), best.timeline.total_s))
+        if unlike and not many:
+            best = self._promising_too(best, self.planner)
+        best, proven_s = self._branch(cuts, best, 0 if unlike else MAX_CUTS, TOLERANCE)
+        return _Choice(best, proven_s, 1)
 
-    def _far_fewer_at_once(self) -> FoundWaves | None:
+    def _far_fewer_at_once(self) -> _Choice | None:
         """For a job that memory does hold, where waves promise far less time than it takes at once, which then need not
         be planned in every way; None elsewhere."""
         found, cuts = self.whole.run(), self._cuts_at_once()
         if found is None or not cuts.heap:
             return None
-        at_once = self._at_once(found)
-        enough_s, (bound_s, _, _, waves) = FAR_LESS * at_once.estimated_s, cuts.heap[0]
-        if bound_s >= enough_s or min(map(self._promise_s, range(int(waves), ceil(waves) + 1))) >= enough_s:
+        enough_s, waves = FAR_LESS * found.objective_s, cuts.heap[0][3]
+        promises = map(self.planner.promise_s, range(int(waves), ceil(waves) + 1))
+        if cuts.least_s >= enough_s or min(promises) >= enough_s:
             return None
-        best = self._fewer_at_once(at_once)
-        return best if len(best.waves) > 1 else None
+        best = self._fewer_at_once(self._at_once(found))
+        return best if len(best.planned.waves) > 1 else None
 
     def _cuts_at_once(self) -> _Cuts:
         return _Cuts(self._coarse, 2, len(self.requests))
 
-    def _fewer_at_once(self, at_once: _Planned) -> FoundWaves:
+    def _fewer_at_once(self, at_once: Planned) -> _Choice:
         """For a job that memory does hold: waves where they promise much, as when fewer requests leave the GPU room for
         all layers."""
-        cuts, bound_s = self._cuts_at_once(), at_once.parts[0].found.bound_s
+        best, cuts_s = self._fewer_than(at_once)
+        return _Choice(best, cuts_s, at_once_s=at_once.parts[0].found.bound_s)
+
+    def _fewer_than(self, best: Planned, worth: float = WORTH_CUTTING) -> tuple[Planned, float]:
+        """(the best plan, what no cut beats) after planning cuts that may take less than `best` by `worth` of it."""
+        cuts = self._cuts_at_once()
         if len(self.workload.classes()) <= FEW_KINDS:
-            best, proven_s = self._branch(cuts, at_once, MAX_CUTS, WORTH_CUTTING)
-        elif cuts.heap and cuts.heap[0][0] < at_once.estimated_s * (1 - WORTH_CUTTING):
-            proven_s, _, _, waves = cuts.heap[0]
-            best = self._faster(self._promising(max(int(waves), 2)), at_once)
+            return self._branch(cuts, best, MAX_CUTS, worth)
+        least_s = cuts.least_s
+        if least_s < best.estimated_s * (1 - worth):
+            best = self._faster(self._promising(max(int(cuts.heap[0][3]), 2)), best)
+            best = self._promising_too(best, self.planner)
+        return best, least_s
+
+    # ---- fewer forms -----------------------------------------------------------------------------
+
+    def _narrower(self) -> Iterator[WaveSearch]:
+        """The same job with fewer of the policy's choices."""
+        options, layers = self.options, self.costs.model.layers
+        if options.act_share is not None:
+            return
+        for name in ("kv-only", "act-only", "resident"):
+            forms = POLICIES[name].forms
+            if set(forms) < set(self.policy.forms):
+                if POLICIES[name].resident:
+                    held = self.costs.model.weight_bytes <= self.costs.hardware.gpu.budget_bytes
+                    if not held or (options.max_resident_layers or layers) < layers:
+                        continue
+                    options = replace(options, min_resident_layers=layers)
+                yield WaveSearch(self.costs, self.workload, replace(self.policy, forms=forms), options)
+
+    def _better(self, best: Planned, choice: _Choice, wider: WavePlanner) -> Planned:
+        """`best`, or a plan in several waves that takes less. What fewer forms do for a job at once is known already:
+        `best_of` tries them, too. Where waves differ, only numbers of them that promise less to the `wider` choice."""
+        enough_s = best.estimated_s * (1 - DOMINANCE_GAP)
+        asked = wider.promising(best.estimated_s)
+        alike = len(self.workload.classes()) <= FEW_KINDS
+        if choice.cuts_s >= enough_s or not (asked or alike or choice.most or self.options.min_resident_layers):
+            return best
+        bound = self._coarse.of(choice.fewest, choice.most or len(self.requests))
+        if bound is None or bound.total_s >= enough_s:
+            return best
+        other: Planned | None = best
+        if choice.most:
+            other = self.planner.plan(choice.most)
+        elif asked and not alike:
+            other = self._promising_too(best, wider)
+        elif choice.at_once_s < inf:
+            other = self._fewer_than(best, DOMINANCE_GAP)[0]
         else:
-            best, proven_s = at_once, inf
-        if best is at_once:
-            return at_once.bounded(bound_s)
-        return best.bounded(min(bound_s, self._proven(proven_s, 2), best.timeline.total_s))
+            found = self._more_waves()
+            other = found.planned if found else None
+        return other if other and other.timeline.total_s < best.timeline.total_s else best
+
+    # ---- bounds ----------------------------------------------------------------------------------
 
     @cached_property
     def _coarse(self) -> WaveBound:
         """What says which cuts to try."""
         return WaveBound(self.whole, self._unlike)
 
-    @property
-    def _unlike(self) -> bool:
-        """Whether requests differ: the bound of their cuts takes long."""
-        return len(self.whole.classes.count) > 1
+    def _proven(self, choice: _Choice) -> float:
+        """The better of two bounds on every cut: the coarse one, and the fine one."""
+        most = choice.most or len(self.requests)
+        fine = WaveBound(self.whole).of(choice.fewest, most) if self._unlike else None
+        return max(choice.cuts_s, fine.total_s) if fine else choice.cuts_s
 
-    def _proven(self, coarse_s: float, fewest: int) -> float:
-        """The better of two bounds on every cut into `fewest` waves or more: the coarse one, and the fine one."""
-        fine = WaveBound(self.whole).of(fewest, len(self.requests)) if self._unlike else None
-        return max(coarse_s, fine.total_s) if fine else coarse_s
+    # ---- numbers of waves ------------------------------------------------------------------------
 
-    def _branch(self, cuts: _Cuts, best: _Planned, most: int, worth: float) -> tuple[_Planned, float]:
+    def _branch(self, cuts: _Cuts, best: Planned, most: int, worth: float) -> tuple[Planned, float]:
         """(the best plan, what no cut beats) after planning up to `most` numbers of waves, each of which may take less
         than the best so far by more than `worth`, relative."""
         proven = [inf]
@@ -269,37 +275,54 @@ class WaveSearch:
                 best = self._faster(low, best)
         return best, min(proven)
 
-    def _faster(self, count: int, best: _Planned) -> _Planned:
+    def _faster(self, count: int, best: Planned) -> Planned:
         """The plan in `count` waves where that takes less than the best so far. Most do not, as their relaxations or a
         first look tell."""
-        promise_s = self._promise_s(count)
+        promise_s = self.planner.promise_s(count)
         if promise_s >= best.estimated_s:
             return best
-        first = self._plan(count, thorough=False)
+        first = self.planner.plan(count, thorough=False)
         if first is None or first.estimated_s >= best.estimated_s * (1 + ANOTHER_LOOK):
             return best
         near = first.estimated_s <= promise_s * (1 + ANOTHER_LOOK)
-        other = first if near or first.kinds > FEW_KINDS else self._plan(count)
+        other = first if near or first.kinds > FEW_KINDS else self.planner.plan(count)
         return other if other and other.estimated_s < best.estimated_s else best
 
     def _promising(self, first: int) -> int:
-        """Where cuts are many and unlike, only one number of waves is planned: that which promises most, from `first`
-        on, where the relaxation of all cuts is best. A wave too few costs much more than one too many."""
-        best, stride = first, 1
-        while best + stride <= len(self.requests) and self._promise_s(best + stride) < self._promise_s(best):
-            best, stride = best + stride, 2 * stride
+        """Where cuts are many and unlike, few numbers of waves are planned: those near that which promises most, from
+        `first` on, where the relaxation of all cuts is best. A wave too few costs much more than one too many.
+
+        Looks on in growing strides until more waves promise clearly less, since promises are not smooth.
+        """
+        promise_s = self.planner.promise_s
+        best = count = first
+        while count <= len(self.requests) and promise_s(count) <= promise_s(best) * (1 + RISING):
+            best = min(best, count, key=promise_s)
+            count += max(count // 4, 1)
+        stride = max(best // 4, 1)
         while stride > 1:
             stride //= 2
             nearby = {max(best - stride, first), best, min(best + stride, len(self.requests))}
-            best = min(nearby, key=lambda count: (self._promise_s(count), count))
+            best = min(nearby, key=lambda count: (promise_s(count), count))
         return best
 
-    def _first(self, first: int, tried: set[int]) -> _Planned | None:
+    def _promising_too(self, best: Planned, by: WavePlanner) -> Planned:
+        """The best plan after those of other numbers of waves that promise less than it takes, as far as `by` was asked
+        for them, the most promising first. Its own are expected to take half as much more than they promise as the best
+        does."""
+        count, own = len(best.waves), by is self.planner
+        enough_s = (best.estimated_s + by.promise_s(count)) / 2 if own else best.estimated_s
+        others = [other for other in by.promising(enough_s) if not own or other != count]
+        for count in sorted(others, key=self.planner.promise_s)[:MAX_OTHERS]:
+            best = self._faster(count, best)
+        return best
+
+    def _first(self, first: int, tried: set[int]) -> Planned | None:
         """The first number of waves that has a plan, in growing strides from `first`."""
         count, stride = first, 1
         while True:
             tried.add(count)
-            found = self._plan(count)
+            found = self.planner.plan(count)
             if found or count == len(self.requests):
                 return found
             count, stride = min(count + stride, len(self.requests)), 2 * stride
@@ -339,89 +362,3 @@ class WaveSearch:
         count = self.options.mini_batches or len(self.requests)
         gpu, host = shortage(self.whole.relaxed(count, count))
         return "" if max(gpu, host) < 1 else "GPU memory" if gpu > host else "host memory"
-
-    # ---- one number of waves ---------------------------------------------------------------------
-
-    def _plan(self, count: int, thorough: bool = True) -> _Planned | None:
-        """Weights are loaded once, so all waves keep the same layers: as many as the wave with least room for them."""
-        members = cut(self.requests, count)
-        kinds = self._kinds(members)
-        thorough = thorough and kinds <= FEW_KINDS and len(self.requests) <= MANY_REQUESTS
-        most = self.options.max_resident_layers
-        while True:
-            parts: list[_Wave] = []
-            for wave in reversed(members):  # where memory is short, the last is the first not to fit
-                like = parts[0] if parts and kinds > MANY_WAVES else None
-                found = self._wave(wave, most, thorough, like)
-                if found is None:
-                    return None
-                parts.insert(0, found)
-            layers = [part.layers for part in parts]
-            if len(set(layers)) == 1:
-                break
-            most = min(layers)
-            if not thorough and (levelled := self._levelled(parts, most)):
-                parts = levelled
-                break
-        pairs = zip(parts, members, strict=True)
-        planned = tuple(part.found.decisions.renumbered(numbers) for part, numbers in pairs)
-        return _Planned(self.costs, planned, tuple(parts))
-
-    def _levelled(self, parts: Sequence[_Wave], layers: float) -> list[_Wave] | None:
-        """The same waves with so many layers on the GPU; None where one of them then has no plan."""
-        found = [part if part.layers == layers else self._like(part.search, part, layers) for part in parts]
-        whole = [part for part in found if part]
-        return whole if len(whole) == len(parts) else None
-
-    def _promise_s(self, count: int) -> float:
-        """What the relaxations of `count` waves add up to; where many differ, about that, from some of them."""
-        if count not in self._promised:
-            self._promised[count] = self._promise_of(count)
-        return self._promised[count]
-
-    def _promise_of(self, count: int) -> float:
-        members = cut(self.requests, count)
-        most = MANY_WAVES if len(self.requests) > MANY_REQUESTS else MOST_PROMISED
-        asked = np.linspace(0, count - 1, most).round().astype(int) if self._kinds(members) > most else np.arange(count)
-        waves = [self._search(members[i], self.options.max_resident_layers).promises_s() for i in asked]
-        # All keep the same weights. Those between take as long as a straight line says.
-        levels, places = set(waves[0]).intersection(*waves), np.arange(count)
-        sums = (float(np.interp(places, asked, [wave[level] for wave in waves]).sum()) for level in levels)
-        return min(sums, default=inf)
-
-    def _kinds(self, waves: Sequence[Sequence[int]]) -> int:
-        """How many of them differ."""
-        return len(set(map(self._lengths, waves)))
-
-    def _search(self, members: Sequence[int], most_resident: float | None) -> Search:
-        """That of one wave: one for equal waves."""
-        key = (self._lengths(members), most_resident)
-        if key not in self._searches:
-            options = replace(self.options, max_resident_layers=most_resident, vary_slots=False)
-            job = Workload(tuple(self.requests[r] for r in members))
-            self._searches[key] = Search(self.costs, job, self.policy.forms, options)
-        return self._searches[key]
-
-    def _lengths(self, wave: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        return tuple((self.requests[r].prompt_len, self.requests[r].gen_len) for r in wave)
-
-    def _wave(
-        self, members: Sequence[int], most_resident: float | None, thorough: bool, like: _Wave | None
-    ) -> _Wave | None:
-        """The plan of one wave; equal waves are planned once. `like`: one that hardly differs."""
-        key = (self._lengths(members), most_resident, thorough)
-        if key not in self._known:
-            search = self._search(members, most_resident)
-            self._known[key] = self._like(search, like, like.layers) if like else None
-            if self._known[key] is None:
-                chosen = best_of(search) if thorough else None
-                found = chosen[0] if chosen else search.run(nodes=0)
-                self._known[key] = _Wave(search, found, search.margins) if found else None
-        return self._known[key]
-
-    @staticmethod
-    def _like(search: Search, like: _Wave, layers: float) -> _Wave | None:
-        """The plan with `layers` on the GPU and as many mini-batches as `like`."""
-        fixed = search.varied(min_resident_layers=layers, max_resident_layers=layers)
-        found = fixed.like_another(len(like.found.decisions.mini_batches), like.margins)
-        return _Wave(search, found, fixed.margins) if found else None

@@ -13,6 +13,7 @@ from planner.costs import CostModel
 from planner.epochs import Classes, make_epochs
 from planner.forms import blocks_for
 from planner.hardware import load_hardware
+from planner.model import load_model
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 300), st.integers(2, 60)), min_size=1, max_size=12)
 CARD = load_hardware("rtx4090-pcie4")
@@ -38,6 +39,21 @@ def test_no_composition_computes_less(lengths: list[tuple[int, int]], costs: Cos
     assert bound.slot_share <= NEARLY * sum(part.largest for part in bins) / bound.demand.final_blocks
     blocks = np.sum([part.demand.blocks for part in bins], axis=0)
     assert np.allclose(blocks, bound.demand.blocks)
+
+
+def test_few_rebuilt_blocks_cost_what_some_do() -> None:
+    """The floors meet what the cost model says for as many blocks as they were drawn through, and nearly so between."""
+    for name, within in (("t4", 0.1), ("a100-40gb", 0.2)):
+        costs = CostModel(load_hardware(name), load_model("opt-13b"))
+        epochs, requests = make_epochs([(800, 40)] * 4), ragged([(800, 40)] * 4).requests
+        (one,), _ = exact_bins(costs, requests, epochs, [[0, 1], [2, 3]])
+        blocks = one.demand.final_blocks / 2
+        layers = costs.model.layers
+        lines = [(0.0, one.rebuild_s_per_block), *one.rebuild_floors]
+        for n in (4, 8, 12, 24, int(blocks)):
+            said = max(fixed + slope * 2 * n for fixed, slope in lines)
+            true = 2 * layers * costs.rebuild(n).seconds
+            assert (1 - within) * true <= said <= (1 + within) * true, (name, n)
 
 
 def test_requests_of_other_lengths_are_attended_in_calls_of_their_own() -> None:

@@ -43,10 +43,10 @@ def test_every_row_belongs_to_one_family() -> None:
 
 
 def test_a_variable_without_words_is_an_error() -> None:
-    model = build(example()[0])
+    model, exact = map(build, example())
     model.problem += pulp.LpVariable("another", 0) >= 1
     with pytest.raises(KeyError, match="another"):
-        variables_table(model)
+        variables_table(exact, model)
 
 
 def test_the_rows_that_are_shown_hold_at_the_optimum_and_bound_it() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from runtime_helpers import greedy, planned, reference_model
 from runtime_helpers import ragged as ragged_job
 
+from benchmarks.planner import SEED, cases
 from planner.costs import CostModel
 from planner.errors import InfeasibleError, InputError
 from planner.forms import KV_HOST, blocks_for
@@ -27,8 +28,8 @@ from planner.simulator import simulate
 from planner.verification import predicted_timeline
 from planner.wave_attribution import attribute_waves
 from planner.wave_bound import WaveBound
+from planner.wave_plans import cut
 from planner.wave_timeline import simulate_waves
-from planner.waves import cut
 from planner.workload import Request, Workload
 from runtime.cpu_device import CpuDevice
 from runtime.engine import Engine, Result, random_prompts
@@ -85,6 +86,37 @@ def test_many_unlike_waves_are_as_many_as_take_least_time() -> None:
     others = [make_plan(hardware, model, work, POLICIES["kv-only"], Options(waves=n)) for n in (3, 28, 45)]
     assert found <= 1.25 * min(plan.prediction.total_s for plan in others)
     assert max(plan.prediction.total_s for plan in others) > 3 * found
+
+
+@given(
+    st.lists(st.tuples(st.integers(100, 900), st.integers(4, 40)), min_size=6, max_size=14), st.floats(0.15, 0.6),
+    st.sampled_from([2e12, 2e13]),
+)  # fmt: skip
+@settings(deadline=None, max_examples=3)
+def test_hybrid_is_never_slower_in_waves_either(lengths: list[tuple[int, int]], room: float, flops: float) -> None:
+    model, work = wide_model(3), ragged(lengths)
+    hardware = tight(model, work, room).model_copy(update={"gpu": ideal_hardware(flops, gpu_bytes=4e8).gpu})
+    found = totals(hardware, model, work)
+    assume("hybrid" in found)
+    assert found["hybrid"] <= min(found.values()) * (1 + 1e-3), found
+
+
+def test_nor_where_its_waves_once_held_few_activations_for_much() -> None:
+    """Few activations cost a product's latency in every step, and each choice of forms has its best number of waves."""
+    case = next(islice(cases(14, SEED), 13, None))
+    found = totals(case.hardware, case.model, case.workload)
+    assert found["hybrid"] <= min(found.values()) * (1 + 1e-3), found
+
+
+def totals(hardware: HardwareProfile, model: ModelSpec, work: Workload) -> dict[str, float]:
+    """Predicted seconds of every policy that has a plan, cut into waves where that is best."""
+    found = {}
+    for name in ("hybrid", "kv-only", "act-only", "resident"):
+        try:
+            found[name] = make_plan(hardware, model, work, POLICIES[name]).prediction.total_s
+        except InfeasibleError:
+            continue
+    return found
 
 
 def test_a_request_that_no_wave_holds_is_refused() -> None:
