@@ -32,7 +32,7 @@ def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: f
     if kept is None:
         return None
     bound = float(pulp.value(m.problem.objective)) * data.unit_s * (1 if relax else 1 - gap)
-    if data.decided:
+    if data.decided and not relax:
         _decide_forms(m, kept)
     final = {key: max(float(v.varValue), 0.0) for key, v in m.final.items()}
     alive = {(b, g): alive_shares(data.bins[b].demands[g]) for b, g in m.lives}
