@@ -65,11 +65,15 @@ class Planned:
         """As simulated."""
         return self.simulated or simulate_waves(self.costs, self.waves)
 
-    @cached_property
+    @property
     def estimated_s(self) -> float:
         """As simulated where that has been done, else from some of its steps: enough to tell which cut is faster."""
-        if self.simulated:
-            return self.simulated.total_s
+        if self.simulated or "timeline" in vars(self):
+            return self.timeline.total_s
+        return self._sampled_s
+
+    @cached_property
+    def _sampled_s(self) -> float:
         return estimated_waves_s(self.costs, self.waves)
 
     @property

@@ -26,7 +26,7 @@ from planner.search import TOLERANCE, Found, Options, Search
 from planner.tables import size
 from planner.timeline import Timeline
 from planner.wave_bound import WaveBound
-from planner.wave_plans import FEW_KINDS, MANY_REQUESTS, Planned, Wave, WavePlanner
+from planner.wave_plans import FEW_KINDS, MANY_REQUESTS, SMALL_WAVE, Planned, Wave, WavePlanner
 from planner.workload import Workload
 
 MAX_CUTS = 5
@@ -38,8 +38,9 @@ ANOTHER_LOOK = 0.02
 not as near to what it promises."""
 FAR_LESS = 0.8
 """Of the time of a job at once: what promises less is planned before that is planned in every way."""
-RISING = 0.1
-"""Relative: how far beyond the least so far the promise of ever more waves must be to look no further."""
+RISING, SMOOTHLY_RISING = 0.1, 0.02
+"""Relative: how far beyond the least so far the promise of ever more waves must be to look no further. Of waves of very
+few requests promises go up and down."""
 MAX_OTHERS = 3
 """Numbers of waves beside the most promising one that are planned where waves differ."""
 
@@ -220,7 +221,7 @@ class WaveSearch:
     def _better(self, best: Planned, choice: _Choice, wider: WavePlanner) -> Planned:
         """`best`, or a plan in several waves that takes less. What fewer forms do for a job at once is known already:
         `best_of` tries them, too. Where waves differ, only numbers of them that promise less to the `wider` choice."""
-        enough_s = best.estimated_s * (1 - DOMINANCE_GAP)
+        enough_s = best.timeline.total_s * (1 - DOMINANCE_GAP)
         asked = wider.promising(best.estimated_s)
         alike = len(self.workload.classes()) <= FEW_KINDS
         if choice.cuts_s >= enough_s or not (asked or alike or choice.most or self.options.min_resident_layers):
@@ -296,7 +297,8 @@ class WaveSearch:
         """
         promise_s = self.planner.promise_s
         best = count = first
-        while count <= len(self.requests) and promise_s(count) <= promise_s(best) * (1 + RISING):
+        rising = RISING if len(self.requests) < SMALL_WAVE * first else SMOOTHLY_RISING
+        while count <= len(self.requests) and promise_s(count) <= promise_s(best) * (1 + rising):
             best = min(best, count, key=promise_s)
             count += max(count // 4, 1)
         stride = max(best // 4, 1)
