@@ -84,7 +84,7 @@ def _each(search: Search, below_s: float, nodes: int) -> Iterator[_Tried]:
     found = search.run(below_s, nodes)
     if found is None:
         return
-    best = _Tried(found, estimated_s(search.costs, found.decisions), search)
+    best = _tried(found, search)
     yield best
     seen = [found.decisions]
     for by in _variations(search):
@@ -98,9 +98,17 @@ def _each(search: Search, below_s: float, nodes: int) -> Iterator[_Tried]:
         for other in by.near(counts, best.seconds * (1 - WORTH_TRYING)):
             if other.decisions not in seen:
                 seen.append(other.decisions)
-                tried = _Tried(replace(other, bound_s=found.bound_s), estimated_s(by.costs, other.decisions), by)
+                tried = _tried(replace(other, bound_s=found.bound_s), by)
                 yield tried
                 best = min(best, tried, key=lambda one: one.seconds)
+
+
+def _tried(found: Found, search: Search) -> _Tried:
+    """As estimated, or as simulated where the estimate is below what nothing beats."""
+    seconds = estimated_s(search.costs, found.decisions)
+    if seconds < found.bound_s:
+        seconds = simulate(search.costs, found.decisions).total_s
+    return _Tried(found, seconds, search)
 
 
 def _on_host(decisions: Decisions) -> bool:

@@ -198,7 +198,8 @@ class WavePlanner:
 
     @staticmethod
     def _like(search: Search, like: Wave, layers: float) -> Wave | None:
-        """The plan with `layers` on the GPU and as many mini-batches as `like`."""
+        """The plan with `layers` on the GPU and as many mini-batches as `like`, or as were asked for."""
         fixed = search.varied(min_resident_layers=layers, max_resident_layers=layers)
-        found = fixed.like_another(len(like.found.decisions.mini_batches), like.margins)
+        count = search.options.mini_batches or len(like.found.decisions.mini_batches)
+        found = fixed.like_another(count, like.margins)
         return Wave(search, found, fixed.margins) if found else None

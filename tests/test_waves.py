@@ -119,6 +119,13 @@ def totals(hardware: HardwareProfile, model: ModelSpec, work: Workload) -> dict[
     return found
 
 
+def test_every_wave_has_as_many_mini_batches_as_asked_for() -> None:
+    lengths = [(100, 8), *((120 + i, 9) for i in range(9)), (900, 10), (905, 11), (910, 12)]
+    hardware = ideal_hardware(gemm_flops=2e13, h2d_bytes_per_s=1e10, gpu_bytes=8e8, host_bytes=2e9)
+    plan = make_plan(hardware, wide_model(3), ragged(lengths), HYBRID, Options(waves=5, mini_batches=3))
+    assert [len(wave.mini_batches) for wave in plan.waves] == [min(3, wave.requests) for wave in plan.waves]
+
+
 def test_a_request_that_no_wave_holds_is_refused() -> None:
     model, work = wide_model(3), Workload((Request("small", 20, 4), Request("large", 3000, 4)))
     with pytest.raises(InfeasibleError, match=r"a single request of 3000 \+ 4 tokens|shorten the request"):
