@@ -22,6 +22,8 @@ QUICK: dict[str, Any] = {"presolve": "off", "mip_heuristic_effort": 0.0, "mip_al
 FEW, SOME = 0.03, 0.2
 """Shares of the blocks: below the first a form may not be worth its calls, below the second those that are rebuilt may
 not be worth the products of few rows that they cost."""
+CLEARLY = 1e-3
+"""Relative: a form that holds more than very few blocks is left out for more than this: less says little."""
 
 
 def solve(data: SplitProblem, relax: bool = False, gap: float = 1e-4, limit_s: float = 10.0) -> Split | None:
@@ -109,20 +111,22 @@ def _decide_forms(m: SplitModel, kept: Kept) -> None:
     for variable in whole:
         variable.bounds(round(variable.varValue), round(variable.varValue))
     kept.decide_integers()
-    in_use = {key for key, used in m.used.items() if used.varValue > SOLVER_SLACK}
+    # Not as `used` says, of which as much as calls are free may be in use for nothing.
+    stretch_of = m.stretch_of()
+    in_use = {(form, stretch_of[e]) for (_, _, form, e), n in m.n.items() if n.varValue > SOLVER_SLACK}
     read = {form for form, _ in in_use}
     # What no step reads need not be in a form of its own.
     unread = {f.name for f in m.data.forms} - read if read else set()
     values, best_t = None, inf
-    for few in _few(m):
-        left_out = few | unread
+    for names, worth in _few(m):
+        left_out = names | unread
         for key, used in m.used.items():
             whether = float(key in in_use and key[0] not in left_out)
             used.bounds(whether, whether)
         for (_, _, form), final in m.final.items():
             final.bounds(0, 0.0 if form in left_out else None)
         changed = [m.resident, *whole, *m.used.values(), *m.final.values()]
-        if (found_t := _least(kept, changed)) < best_t:
+        if (found_t := _least(kept, changed)) < best_t * (1 - worth):
             values, best_t = kept.values(), found_t
     if values is not None:
         kept.take(values)
@@ -137,11 +141,13 @@ def _least(kept: Kept, changed: Iterable[pulp.LpVariable]) -> float:
     return inf if found is None else found
 
 
-def _few(m: SplitModel) -> list[set[str]]:
-    """Names of forms to do without: none, those that hold very few blocks, all that are rebuilt if they hold few."""
+def _few(m: SplitModel) -> list[tuple[set[str], float]]:
+    """(names of forms to do without, for how much less time): none, those that hold very few blocks, all that are
+    rebuilt if they hold few, and each that holds few."""
     held = {f: sum(m.final[b, g, f.name].varValue for b, g in m.lives) for f in m.data.forms}
     blocks = sum(held.values())
     few = {f.name for f, n in held.items() if 0 < n < FEW * blocks}
     rebuilt = sum(n for f, n in held.items() if f.rebuilt)
     every = {f.name for f in held if f.rebuilt} if 0 < rebuilt < SOME * blocks else set()
-    return [set(), *(names for names in (few, every) if names)]
+    some = [{f.name} for f, n in held.items() if FEW * blocks <= n < SOME * blocks]
+    return [(set(), 0.0), *((names, 0.0) for names in (few, every) if names), *((one, CLEARLY) for one in some)]

@@ -70,6 +70,7 @@ class WaveBound:
         self.kinds = [
             Kind(low, high, requests, streams) for streams in (True, False) for low, high in ranges
             for requests in (_sizes(self.together) if high == 1 and not coarse else [(low, self.together)])
+            if low <= self.together
         ]  # fmt: skip
         bins = {pair: search.relaxed(*pair).bins[0] for pair in ranges}
         self.bins = [bins[kind.fewest, kind.most] for kind in self.kinds]
