@@ -314,7 +314,7 @@ class WaveSearch:
         does."""
         count, own = len(best.waves), by is self.planner
         enough_s = (best.estimated_s + by.promise_s(count)) / 2 if own else best.estimated_s
-        others = [other for other in by.promising(enough_s) if not own or other != count]
+        others = [other for other in by.promising(enough_s) if other > 1 and not (own and other == count)]
         for count in sorted(others, key=self.planner.promise_s)[:MAX_OTHERS]:
             best = self._faster(count, best)
         return best
