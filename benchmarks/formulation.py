@@ -126,7 +126,7 @@ def constants() -> dict[str, str]:
         "roundings": str(deciding.MAX_ROUNDINGS), "nodes": str(search.MAX_NODES),
         "solves": str(search.MAX_EXACT_SOLVES),
         "cache_slots": str(search.MOST_CACHE_SLOTS), "sampled": str(estimate.SAMPLED_STEPS),
-        "nearly": f"{best.NEARLY:.1%}",
+        "of_alike": str(estimate.OF_ALIKE),
         "price_step": f"{prices.SMALL_STEP:.0%}", "price_holds": f"{prices.PRICE_HOLDS_UP_TO:.0%}",
         "price_agrees": f"{prices.AGREE:.0%}",
     }  # fmt: skip
@@ -183,7 +183,7 @@ def counts_table(relaxed: Any, exact: Any) -> str:
     lines = ["| Family | Rows, relaxation | Rows, two unlike mini-batches |", "|---|---|---|"]
     for name in relaxed.rows:
         lines.append(f"| `{name}` | {len(relaxed.rows[name])} | {len(exact.rows[name])} |")
-    sizes = [(len(m.problem.constraints), len(m.problem.variables())) for m in (relaxed, exact)]
+    sizes = [(len(m.problem.constraints()), len(m.problem.variables())) for m in (relaxed, exact)]
     lines.append(f"| rows in all | {sizes[0][0]} | {sizes[1][0]} |")
     return "\n".join([*lines, f"| columns | {sizes[0][1]} | {sizes[1][1]} |"])
 
@@ -191,10 +191,10 @@ def counts_table(relaxed: Any, exact: Any) -> str:
 def rows_text(model: Any, forms: list[str]) -> str:
     """Every row of a built model, by family; numbers on the right-hand side."""
     parts = []
-    for family, names in model.rows.items():
-        if not names:
+    for family, found in model.rows.items():
+        if not found:
             continue
-        rows = [_row(model.problem.constraints[name], forms) for name in names]
+        rows = [_row(row, forms) for row in found]
         parts.append("\n".join([f"{family}:", *(f"    {row}" for row in rows)]))
     return "\n\n".join(parts)
 

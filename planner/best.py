@@ -19,8 +19,6 @@ EVERY_WAY_GAP = 0.02
 """Jobs of a few requests that are not proven to be this near the best are tried in every way."""
 WORTH_TRYING = 5e-4
 """Relative: what promises no more than this beyond the best so far is not tried."""
-NEARLY = 0.0005
-"""Relative: plans whose estimates differ by less are simulated, the two fastest of them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,8 @@ def best_of(search: Search, below_s: float = inf) -> Chosen | None:
         tried += _each(narrower, least_s, 0)
     if not tried:
         return None
-    chosen, by = _simulated(tried)
+    fastest = _fastest(tried)
+    chosen, by = (fastest.found, simulate(search.costs, fastest.found.decisions)), fastest.search
     if len(search.requests) <= FEW_REQUESTS and 1 - bound_s / chosen[1].total_s > EVERY_WAY_GAP:
         chosen = with_whole_forms(search, with_any_composition(by, chosen))
     return replace(chosen[0], bound_s=bound_s), chosen[1]
@@ -54,14 +53,6 @@ def best_of(search: Search, below_s: float = inf) -> Chosen | None:
 
 def _fastest(tried: list[_Tried]) -> _Tried:
     return min(tried, key=lambda one: one.seconds)
-
-
-def _simulated(tried: list[_Tried]) -> tuple[Chosen, Search]:
-    """The fastest; of those whose estimates hardly differ, as the whole simulation says."""
-    enough_s = _fastest(tried).seconds * (1 + NEARLY)
-    first = sorted((one for one in tried if one.seconds <= enough_s), key=lambda one: one.seconds)[:2]
-    whole = [((one.found, simulate(one.search.costs, one.found.decisions)), one.search) for one in first]
-    return min(whole, key=lambda one: one[0][1].total_s)
 
 
 def _narrower(search: Search) -> Iterator[Search]:

@@ -81,25 +81,26 @@ def _advance(  # noqa: PLR0912, PLR0915 - written out
             return starts, ends
         h_speed, c_speed, d_speed = speeds[busy]
         h_s, c_s, d_s = h_left / h_speed, c_left / c_speed, d_left / d_speed
-        # What is left is not below nothing: rounding would let time run backwards.
+        # What is left is not below nothing: rounding would let time run backwards. Not by `max`, which takes as long as
+        # all the rest.
         if h_s <= c_s and h_s <= d_s:
             now += h_s
             h_end(now)
             h, h_left, busy = h + 1, inf, busy - _H2D
             c_left, d_left = c_left - h_s * c_speed, d_left - h_s * d_speed
-            c_left = max(c_left, 0.0)
-            d_left = max(d_left, 0.0)
+            c_left = c_left if c_left > 0.0 else 0.0
+            d_left = d_left if d_left > 0.0 else 0.0
         elif c_s <= d_s:
             now += c_s
             c_end(now)
             c, c_left, busy = c + 1, inf, busy - _COMPUTE
             h_left, d_left = h_left - c_s * h_speed, d_left - c_s * d_speed
-            h_left = max(h_left, 0.0)
-            d_left = max(d_left, 0.0)
+            h_left = h_left if h_left > 0.0 else 0.0
+            d_left = d_left if d_left > 0.0 else 0.0
         else:
             now += d_s
             d_end(now)
             d, d_left, busy = d + 1, inf, busy - _D2H
             h_left, c_left = h_left - d_s * h_speed, c_left - d_s * c_speed
-            h_left = max(h_left, 0.0)
-            c_left = max(c_left, 0.0)
+            h_left = h_left if h_left > 0.0 else 0.0
+            c_left = c_left if c_left > 0.0 else 0.0

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pulp
 
+from planner.modelling import Problem, sum_of
 from planner.solver import Highs
 
 Lengths = tuple[int, int]
@@ -101,19 +102,19 @@ def _level(sizes: Sequence[int], count: int, start: list[list[int]]) -> list[lis
     members: dict[int, list[int]] = defaultdict(list)
     for request, size in enumerate(sizes):
         members[size].append(request)
-    problem = pulp.LpProblem("composition", pulp.LpMinimize)
+    problem = Problem("composition")
     y = {
-        (c, b): pulp.LpVariable(f"y_{c}_{b}", 0, len(group), pulp.LpInteger)
+        (c, b): problem.add_variable(f"y_{c}_{b}", 0, len(group), pulp.LpInteger)
         for c, group in members.items() for b in range(count)
     }  # fmt: skip
-    fullest = pulp.LpVariable("fullest", 0)
+    fullest = problem.add_variable("fullest", 0)
     problem += fullest
-    loads = [pulp.lpSum(y[c, b] * c for c in members) for b in range(count)]
+    loads = [sum_of(y[c, b] * c for c in members) for b in range(count)]
     for c, group in members.items():
-        problem += pulp.lpSum(y[c, b] for b in range(count)) == len(group)
+        problem += sum_of(y[c, b] for b in range(count)) == len(group)
     for b in range(count):
         problem += fullest >= loads[b]
-        problem += pulp.lpSum(y[c, b] for c in members) >= 1
+        problem += sum_of(y[c, b] for c in members) >= 1
         if b:
             problem += loads[b - 1] >= loads[b]
     ordered = sorted(start, key=lambda bin_: -sum(sizes[r] for r in bin_))

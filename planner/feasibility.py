@@ -72,9 +72,9 @@ def _with_more(hardware: HardwareProfile, device: str, nbytes: float) -> Hardwar
 def shortage(problem: SplitProblem) -> tuple[float, float]:
     """(GPU, host) bytes that must be added for the problem to have a solution."""
     m = build(problem)
-    gpu, host = pulp.LpVariable("gpu_short_gib", 0), pulp.LpVariable("host_short_gib", 0)
-    m.problem.constraints["gpu_memory"] -= gpu
-    m.problem.constraints["host_memory"] -= host
+    gpu, host = m.problem.add_variable("gpu_short_gib", 0), m.problem.add_variable("host_short_gib", 0)
+    for name, short in (("gpu_memory", gpu), ("host_memory", host)):
+        m.problem.get_constraint_by_name(name).addInPlace(short, -1)
     m.problem.setObjective(GPU_DEARNESS * gpu + host)
     m.problem.solve(Highs(timeLimit=10))
     if pulp.LpStatus[m.problem.status] != "Optimal":

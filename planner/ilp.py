@@ -20,6 +20,7 @@ import pulp
 
 from planner.epochs import Demand
 from planner.forms import BLOCK_TOKENS, CacheForm
+from planner.modelling import Problem, Variable, sum_of
 from planner.split_problem import Bin, SplitProblem
 
 GIB = float(2**30)
@@ -36,12 +37,12 @@ class SplitModel:
 
     def __init__(self, data: SplitProblem, relax: bool) -> None:
         self.data = data
-        self.problem = pulp.LpProblem("split", pulp.LpMinimize)
+        self.problem = Problem("split")
         bins, epochs = range(len(data.bins)), range(len(data.epochs))
         forms = [form.name for form in data.forms]
         layers, most = data.model.layers, data.max_resident_layers
         category = pulp.LpContinuous if relax else pulp.LpInteger
-        var = pulp.LpVariable
+        var = self.problem.add_variable
         self.lives = [(b, g) for b, part in enumerate(data.bins) for g, d in enumerate(part.demands) if d.final_blocks]
         self.n = {
             (b, g, f, e): var(f"n_{b}_{g}_{i}_{e}", 0)
@@ -64,8 +65,8 @@ class SplitModel:
         self.resident = var("resident_layers", self._allowed[0], max(self._allowed))
         if data.least_parts is None:
             self.kept_parts = [var(f"kept_parts_{k}", 0, 1, category) for k in range(len(self.shares))]
-            self.slot_share = _sum((1 - share) * self.kept_parts[k] for k, share in enumerate(self.shares))
-            self.ahead_share = _sum(self._ahead(k) * kept for k, kept in enumerate(self.kept_parts))
+            self.slot_share = sum_of((1 - share) * self.kept_parts[k] for k, share in enumerate(self.shares))
+            self.ahead_share = sum_of(self._ahead(k) * kept for k, kept in enumerate(self.kept_parts))
         else:
             self.slot_share, self.ahead_share = var("slot_share"), var("ahead_share")
             self.keep(data.least_parts)
@@ -86,10 +87,10 @@ class SplitModel:
         self.carried_t: list[Any] = []
         """Of the link in all steps of each epoch, and in prefill."""
         self._held: dict[tuple[int, str, int], Any] = {}
-        self.rows: dict[str, list[str]] = {}
-        """Names of the rows that each family added."""
+        self.rows: dict[str, list[pulp.LpConstraint]] = {}
+        """Those that each family added."""
 
-    def keep(self, least: int) -> list[pulp.LpVariable]:
+    def keep(self, least: int) -> list[Variable]:
         """`least` parts of every layer are resident, and not of every layer more. The variables that this bounds."""
         layers, (fewest, most) = self.data.model.layers, self._allowed
         low = max(layers * self.shares[least], fewest)
@@ -127,12 +128,12 @@ class SplitModel:
         key = b, form.name, e
         if key not in self._held:
             lives = range(len(self.data.bins[b].demands))
-            self._held[key] = _sum(self.n[b, g, form.name, e] for g in lives if (b, g, form.name, e) in self.n)
+            self._held[key] = sum_of(self.n[b, g, form.name, e] for g in lives if (b, g, form.name, e) in self.n)
         return self._held[key]
 
     def rebuilt_blocks(self, b: int, e: int) -> Any:
         """sum_{f in ACT} n[b,f,e]."""
-        return _sum(self.held(b, form, e) for form in self.data.forms if form.rebuilt)
+        return sum_of(self.held(b, form, e) for form in self.data.forms if form.rebuilt)
 
 
 def cover_every_block(m: SplitModel) -> None:
@@ -140,8 +141,8 @@ def cover_every_block(m: SplitModel) -> None:
     for b, g in m.lives:
         demand = m.data.bins[b].demands[g]
         for e in m.alive_in(b, g):
-            m.problem += _sum(m.n[b, g, f.name, e] for f in m.data.forms) == demand.blocks[e], f"cover_{b}_{g}_{e}"
-        m.problem += _sum(m.final[b, g, f.name] for f in m.data.forms) == demand.final_blocks, f"cover_final_{b}_{g}"
+            m.problem += sum_of(m.n[b, g, f.name, e] for f in m.data.forms) == demand.blocks[e], f"cover_{b}_{g}_{e}"
+        m.problem += sum_of(m.final[b, g, f.name] for f in m.data.forms) == demand.final_blocks, f"cover_final_{b}_{g}"
 
 
 def append_only(m: SplitModel) -> None:
@@ -178,7 +179,7 @@ def forced_act_share(m: SplitModel) -> None:
     for b, part in enumerate(m.data.bins):
         for e in range(len(m.data.epochs)):
             wanted = m.data.act_share * float(part.demand.blocks[e])
-            m.problem += _sum(m.held(b, f, e) for f in act) == wanted, f"act_share_{b}_{e}"
+            m.problem += sum_of(m.held(b, f, e) for f in act) == wanted, f"act_share_{b}_{e}"
 
 
 def slots_hold_a_mini_batch(m: SplitModel) -> None:
@@ -197,7 +198,7 @@ def slots_hold_a_mini_batch(m: SplitModel) -> None:
                     slot = m.act_slot if f.rebuilt else m.kv_slot
                     block = BLOCK_TOKENS * f.token_bytes(m.data.model) / GIB
                     m.problem += slot >= m.held(b, f, e) * (block * float(share[e]))
-            rebuilt = _sum(m.held(b, f, e) for f in m.data.forms if f.rebuilt)
+            rebuilt = sum_of(m.held(b, f, e) for f in m.data.forms if f.rebuilt)
             m.problem += m.rebuilt >= rebuilt * (kv_bytes * float(share[e]))
 
 
@@ -211,12 +212,12 @@ def gpu_memory(m: SplitModel) -> None:
     """
     d, w = m.data, m.data.model.layer_bytes / GIB
     m.problem += m.overlay >= d.cache_slots * (m.kv_slot + m.act_slot) + m.rebuilt + d.fixed_decode_bytes / GIB
-    m.problem += m.overlay >= _sum(m.chosen[k] * (size.nbytes / GIB) for k, size in enumerate(d.prefill))
+    m.problem += m.overlay >= sum_of(m.chosen[k] * (size.nbytes / GIB) for k, size in enumerate(d.prefill))
     if m.kept_parts:
-        m.problem += _sum(m.kept_parts) == 1, "kept_parts"
-        kept = _sum(share * m.kept_parts[k] for k, share in enumerate(m.shares))
+        m.problem += sum_of(m.kept_parts) == 1, "kept_parts"
+        kept = sum_of(share * m.kept_parts[k] for k, share in enumerate(m.shares))
         m.problem += m.resident >= d.model.layers * kept, "resident_parts"
-    held = _sum(
+    held = sum_of(
         m.final[b, g, f.name] * (f.block_bytes(d.model) / GIB) for b, g in m.lives for f in d.forms if f.on_gpu
     )  # fmt: skip
     capacity = (d.hardware.gpu.budget_bytes - d.model.outer_bytes - d.gpu_margin_bytes) / GIB
@@ -226,7 +227,7 @@ def gpu_memory(m: SplitModel) -> None:
 def host_memory(m: SplitModel) -> None:
     """(layers - resident) W + sum final[b,g,f@host] bytes <= host budget - margin."""
     d = m.data
-    held = _sum(
+    held = sum_of(
         m.final[b, g, f.name] * (f.block_bytes(d.model) / GIB) for b, g in m.lives for f in d.forms if not f.on_gpu
     )  # fmt: skip
     streamed = (d.model.layers - m.resident) * (d.model.layer_bytes / GIB)
@@ -247,17 +248,17 @@ def step_time(m: SplitModel) -> None:
     d = m.data
     rate = d.hardware.link.h2d_bytes_per_s.value
     per_layer = d.model.layer_bytes / rate + d.pieces_per_layer * d.hardware.link.latency_s.value
-    m.problem += _sum(m.weights_t.values()) == (d.model.layers - m.resident) * (per_layer / d.unit_s), "weights_time"
+    m.problem += sum_of(m.weights_t.values()) == (d.model.layers - m.resident) * (per_layer / d.unit_s), "weights_time"
     lost, slowed = d.hardware.link.compute_lost_to_h2d, 1 - min(1.0, d.hardware.link.during_compute.value)
     if d.head_start:
         layer_t = d.model.layer_bytes / (rate * d.unit_s)
-        early_t = _sum(early * d.epochs[e].steps for (_, e), early in m.early.items())
+        early_t = sum_of(early * d.epochs[e].steps for (_, e), early in m.early.items())
         m.problem += early_t <= m.slot_share * (d.head_start * layer_t), "head_start"
         m.problem += early_t <= m.ahead_share * layer_t + d.sample_s / d.unit_s, "head_start_streamed"
     stretch_of = m.stretch_of()
     for b, part in enumerate(d.bins):
         for e in range(len(d.epochs)):
-            moved = _sum(m.held(b, f, e) * _link_t(d, part, f) for f in d.forms if not f.on_gpu)
+            moved = sum_of(m.held(b, f, e) * _link_t(d, part, f) for f in d.forms if not f.on_gpu)
             carried_t = moved + m.weights_t[b]
             m.carried_t.append(carried_t * d.epochs[e].steps)
             link_t = carried_t - m.early.get((b, e), 0)
@@ -303,10 +304,10 @@ def attention_calls(m: SplitModel) -> None:
         lives = m.lasting(run)
         blocks = sum(float(m.data.bins[b].demands[g].blocks[run[0]]) for b, g in lives)
         for i, f in enumerate(m.data.forms if lives else ()):
-            held = _sum(m.n[b, g, f.name, run[0]] for b, g in lives)
+            held = sum_of(m.n[b, g, f.name, run[0]] for b, g in lives)
             m.problem += held <= blocks * m.used[f.name, s], f"used_{i}_{s}"
         for b, part in enumerate(m.data.bins):
-            in_use = _sum(m.used[f.name, s] for f in m.data.forms)
+            in_use = sum_of(m.used[f.name, s] for f in m.data.forms)
             m.problem += m.further[b, s] >= in_use - part.free_forms, f"further_{b}_{s}"
 
 
@@ -319,8 +320,8 @@ def _link_t(d: SplitProblem, part: Bin, form: CacheForm) -> float:
 def link_use(m: SplitModel) -> Any:
     """Time on the link in all decode steps: breaks ties towards the plan that moves less."""
     d = m.data
-    return _sum(
-        epoch.steps * (_sum(m.held(b, f, e) * _link_t(d, part, f) for f in d.forms if not f.on_gpu) + m.weights_t[b])
+    return sum_of(
+        epoch.steps * (sum_of(m.held(b, f, e) * _link_t(d, part, f) for f in d.forms if not f.on_gpu) + m.weights_t[b])
         for b, part in enumerate(d.bins)
         for e, epoch in enumerate(d.epochs)
     )
@@ -334,7 +335,7 @@ def host_use(m: SplitModel) -> Any:
     d = m.data
     blocks = sum(part.demand.final_blocks for part in d.bins)
     weight = d.least_prefill_s / d.unit_s / blocks
-    return _sum(m.final[b, g, f.name] * weight for b, g in m.lives for f in d.forms if not f.on_gpu)
+    return sum_of(m.final[b, g, f.name] * weight for b, g in m.lives for f in d.forms if not f.on_gpu)
 
 
 def prefill_time(m: SplitModel) -> None:
@@ -348,16 +349,16 @@ def prefill_time(m: SplitModel) -> None:
     """
     d = m.data
     link, layers = d.hardware.link, d.model.layers
-    m.problem += _sum(m.chosen) == 1, "one_prefill_size"
-    m.problem += _sum(m.kept) == m.resident, "kept"
+    m.problem += sum_of(m.chosen) == 1, "one_prefill_size"
+    m.problem += sum_of(m.kept) == m.resident, "kept"
     for k, kept in enumerate(m.kept):
         m.problem += kept <= layers * m.chosen[k], f"kept_{k}"
-    swept = _sum(size.sweeps * (layers * m.chosen[k] - m.kept[k]) for k, size in enumerate(d.prefill))
-    compute_t = _sum(m.chosen[k] * (size.compute_s / d.unit_s) for k, size in enumerate(d.prefill))
+    swept = sum_of(size.sweeps * (layers * m.chosen[k] - m.kept[k]) for k, size in enumerate(d.prefill))
+    compute_t = sum_of(m.chosen[k] * (size.compute_s / d.unit_s) for k, size in enumerate(d.prefill))
     layer_t = d.model.layer_bytes / (link.h2d_bytes_per_s.value * d.unit_s)
     weights_t = swept * layer_t
     per_byte = 1 / (link.d2h_bytes_per_s.value * d.unit_s)
-    stored_t = _sum(
+    stored_t = sum_of(
         m.n[b, g, f.name, 0] * (f.block_bytes(d.model) * _prompt_part(d.bins[b].demands[g]) * per_byte)
         for b, g in m.lives if 0 in m.alive_in(b, g) for f in d.forms if not f.on_gpu
     )  # fmt: skip
@@ -376,7 +377,7 @@ def _prompt_part(demand: Demand) -> float:
 def link_time(m: SplitModel) -> None:
     """job >= weights[prefill] + sum_b,e steps[e] link[b,e]: whatever runs ahead of its step, one link carries all."""
     if m.data.head_start:
-        m.problem += m.job_t >= _sum(m.carried_t), "link_time"
+        m.problem += m.job_t >= sum_of(m.carried_t), "link_time"
 
 
 FAMILIES = (
@@ -389,14 +390,10 @@ def build(data: SplitProblem, relax: bool = False, ties: bool = True) -> SplitMo
     """The PuLP model, ready to solve or to print; with `ties` broken."""
     m = SplitModel(data, relax)
     steps = [epoch.steps for epoch in data.epochs]
-    m.job_t = _sum(m.t[b, e] * steps[e] for b, e in m.t) + m.prefill_t
+    m.job_t = sum_of(m.t[b, e] * steps[e] for b, e in m.t) + m.prefill_t
     m.problem += m.job_t + (TIE_BREAK * (link_use(m) + host_use(m)) if ties else 0), "job_time"
     for family in FAMILIES:
-        before = len(m.problem.constraints)
+        before = len(m.problem.constraints())
         family(m)
-        m.rows[family.__name__] = list(m.problem.constraints)[before:]
+        m.rows[family.__name__] = m.problem.constraints()[before:]
     return m
-
-
-def _sum(terms: Any) -> Any:
-    return pulp.lpSum(terms)

@@ -58,7 +58,7 @@ class PricedProblem:
     def __init__(self, problem: SplitProblem) -> None:
         self.problem = problem
         self._model, self.optimum_s = self._solved(problem)
-        self._duals = [row.pi or 0.0 for row in self._model.problem.constraints.values()]
+        self._duals = [row.pi or 0.0 for row in self._model.problem.constraints()]
         self._at_optimum_s = self._lagrangian_s(self._model)
 
     def price(self, resource: Resource) -> Price:
@@ -88,13 +88,13 @@ class PricedProblem:
 
     def _lagrangian_s(self, model: Any) -> float:
         """objective - sum of dual x (left-hand side - right-hand side), which PuLP keeps as one expression."""
-        rows = model.problem.constraints.values()
+        rows = model.problem.constraints()
         paid = sum(y * row.value() for y, row in zip(self._duals, rows, strict=True) if y)
         return float(pulp.value(model.problem.objective) - paid) * self.problem.unit_s
 
     def _slack(self, resource: Resource) -> bool:
         """True for memory that is not full: by convexity, then no amount more changes anything."""
-        row = self._model.problem.constraints.get(resource)
+        row = self._model.problem.get_constraint_by_name(resource)
         return row is not None and abs(row.value()) > 1e-6
 
     def _build(self, problem: SplitProblem) -> Any:

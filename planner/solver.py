@@ -10,6 +10,8 @@ import highspy
 import numpy as np
 import pulp
 
+from planner.modelling import Variable
+
 
 class Highs(pulp.HiGHS):  # type: ignore[misc]
     """`pulp.HiGHS` on one thread, silent."""
@@ -23,7 +25,7 @@ class Highs(pulp.HiGHS):  # type: ignore[misc]
 
     def buildSolverModel(self, lp: Any) -> None:
         """All columns and rows at once, of a problem to minimise."""
-        variables, rows = lp.variables(), list(lp.constraints.values())
+        variables, rows = lp.variables(), lp.constraints()
         for i, variable in enumerate(variables):
             variable.index = i
         for i, row in enumerate(rows):
@@ -47,7 +49,7 @@ class Highs(pulp.HiGHS):  # type: ignore[misc]
 
 
 @contextmanager
-def _sorted_once(lp: Any) -> Iterator[list[pulp.LpVariable]]:
+def _sorted_once(lp: Any) -> Iterator[list[Variable]]:
     """PuLP collects and sorts the variables anew for each look at them: once is enough."""
     variables = lp.variables()
     lp.variables = lambda: variables
@@ -72,11 +74,11 @@ class Kept:
             solver.buildSolverModel(lp)
 
     @property
-    def whole_numbers(self) -> list[pulp.LpVariable]:
+    def whole_numbers(self) -> list[Variable]:
         """The variables that are."""
         return [variable for variable in self._variables if variable.cat == pulp.LpInteger]
 
-    def change(self, row: Any, variable: pulp.LpVariable, factor: float) -> None:
+    def change(self, row: Any, variable: Variable, factor: float) -> None:
         """That of a variable in one row, brought to the left side of it."""
         self._lp.solverModel.changeCoeff(row.index, variable.index, factor)
 
@@ -95,11 +97,11 @@ class Kept:
         for variable in self._variables:
             variable.varValue = values[variable.index]
 
-    def value(self, variable: pulp.LpVariable) -> float:
+    def value(self, variable: Variable) -> float:
         """Of a variable in the last solution."""
         return float(self._lp.solverModel.getSolution().col_value[variable.index])
 
-    def least(self, changed: Iterable[pulp.LpVariable]) -> float | None:
+    def least(self, changed: Iterable[Variable]) -> float | None:
         """The least objective with these variables' bounds as they now are; None where nothing is feasible. Raises
         Unsolved where HiGHS stops for any other reason."""
         solver = self._lp.solverModel

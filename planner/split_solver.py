@@ -12,6 +12,7 @@ import pulp
 from planner.decisions import kept_layers, spread_parts
 from planner.errors import HybridserveError
 from planner.ilp import TIE_BREAK, SplitModel, alive_shares, build
+from planner.modelling import Variable
 from planner.solver import Kept, Unsolved
 from planner.split_problem import Split, SplitProblem
 
@@ -132,7 +133,7 @@ def _decide_forms(m: SplitModel, kept: Kept) -> None:
         kept.take(values)
 
 
-def _least(kept: Kept, changed: Iterable[pulp.LpVariable]) -> float:
+def _least(kept: Kept, changed: Iterable[Variable]) -> float:
     """Infinite where there is no solution."""
     try:
         found = kept.least(changed)

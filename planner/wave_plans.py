@@ -17,7 +17,7 @@ from planner.best import best_of
 from planner.costs import CostModel
 from planner.decisions import Decisions
 from planner.estimate import estimated_waves_s
-from planner.forms import CacheForm, blocks_for
+from planner.forms import FORMS, CacheForm, blocks_for
 from planner.memory import resident_layers
 from planner.search import Found, Options, Search
 from planner.timeline import Timeline
@@ -31,6 +31,8 @@ MANY_WAVES = 4
 MOST_PROMISED, SMALL_WAVE = 8, 8
 """Different waves whose relaxations are asked what they promise; of very many requests only `MANY_WAVES`, and twice as
 many where waves have fewer requests than `SMALL_WAVE`, since then each differs from the next."""
+COARSE_EPOCHS = 8
+"""Epochs of the relaxations that say which number of waves to plan: they are asked of many, and prove nothing."""
 FEW_KINDS = 2
 """Different waves up to which each is worth a second look."""
 
@@ -76,6 +78,12 @@ class Planned:
     def _sampled_s(self) -> float:
         return estimated_waves_s(self.costs, self.waves)
 
+    def chooses_from(self, forms: Sequence[CacheForm], layers: float) -> bool:
+        """Whether all blocks are in `forms`, and so many layers on the GPU."""
+        enough = all(part.layers >= layers for part in self.parts)
+        batches = (batch for wave in self.waves for batch in wave.mini_batches)
+        return enough and not any(batch.blocks(form) for batch in batches for form in FORMS if form not in forms)
+
     @property
     def kinds(self) -> int:
         """Different waves."""
@@ -109,6 +117,7 @@ class WavePlanner:
         self._known: dict[tuple[object, ...], Wave | None] = {}
         self._searches: dict[tuple[object, ...], Search] = {}
         self._promised: dict[int, float] = {}
+        self._relaxations: dict[tuple[tuple[int, int], ...], dict[int, float]] = {}
 
     def plan(self, count: int, thorough: bool = True) -> Planned | None:
         """In `count` waves; None where one of them has no plan. `thorough`: each in every way.
@@ -154,11 +163,19 @@ class WavePlanner:
         if len(self.requests) < SMALL_WAVE * count:
             most = 2 * MOST_PROMISED
         asked = np.linspace(0, count - 1, most).round().astype(int) if self._kinds(members) > most else np.arange(count)
-        waves = [self._search(members[i], self.options.max_resident_layers).promises_s() for i in asked]
+        waves = [self._relaxed_s(members[i]) for i in asked]
         # All keep the same weights. Those between take as long as a straight line says.
         levels, places = set(waves[0]).intersection(*waves), np.arange(count)
         sums = (float(np.interp(places, asked, [wave[level] for wave in waves]).sum()) for level in levels)
         return min(sums, default=inf)
+
+    def _relaxed_s(self, wave: Sequence[int]) -> dict[int, float]:
+        """What the relaxation of one wave says, by parts of every layer on the GPU; asked once of equal waves."""
+        lengths = self._lengths(wave)
+        if lengths not in self._relaxations:
+            search = Search(self.costs, self._job(wave), self.forms, self._options(), most_epochs=COARSE_EPOCHS)
+            self._relaxations[lengths] = search.promises_s()
+        return self._relaxations[lengths]
 
     def _levelled(self, parts: Sequence[Wave], layers: float) -> list[Wave] | None:
         """The same waves with so many layers on the GPU; None where one of them then has no plan."""
@@ -174,10 +191,15 @@ class WavePlanner:
         """That of one wave: one for equal waves."""
         key = (self._lengths(members), most_resident)
         if key not in self._searches:
-            options = replace(self.options, max_resident_layers=most_resident, vary_slots=False)
-            job = Workload(tuple(self.requests[r] for r in members))
-            self._searches[key] = Search(self.costs, job, self.forms, options)
+            options = replace(self._options(), max_resident_layers=most_resident)
+            self._searches[key] = Search(self.costs, self._job(members), self.forms, options)
         return self._searches[key]
+
+    def _options(self) -> Options:
+        return replace(self.options, vary_slots=False)
+
+    def _job(self, wave: Sequence[int]) -> Workload:
+        return Workload(tuple(self.requests[r] for r in wave))
 
     def _lengths(self, wave: Sequence[int]) -> tuple[tuple[int, int], ...]:
         return tuple((self.requests[r].prompt_len, self.requests[r].gen_len) for r in wave)

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pulp
-
 from planner.epochs import Epoch
 from planner.forms import BLOCK_TOKENS, CacheForm
 from planner.ilp import GIB
 from planner.memory import workspace_elements
+from planner.modelling import Problem, Variable, sum_of
 from planner.solver import Kept, Unsolved
 
 if TYPE_CHECKING:
@@ -73,9 +72,9 @@ class Kind:
 class _Level:
     """Variables of the waves of one kind that are alive in one stretch, or of all of them."""
 
-    def __init__(self, name: str, forms: Sequence[CacheForm]) -> None:
-        def var(what: str) -> pulp.LpVariable:
-            return pulp.LpVariable(f"{what}_{name}", 0)
+    def __init__(self, problem: Problem, name: str, forms: Sequence[CacheForm]) -> None:
+        def var(what: str) -> Variable:
+            return problem.add_variable(f"{what}_{name}", 0)
 
         self.waves, self.requests, self.batches = var("waves"), var("requests"), var("batches")
         self.resident, self.slot_share = var("resident"), var("slot_share")
@@ -89,7 +88,7 @@ class Program:
 
     def __init__(self, data: WaveBound) -> None:
         self.data, self.model, self.hardware = data, data.costs.model, data.costs.hardware
-        self.problem = pulp.LpProblem("waves", pulp.LpMinimize)
+        self.problem = Problem("waves")
         self.unit_s = data.problem.unit_s
         self.all = [self._level(kind, f"{k}", None) for k, kind in enumerate(data.kinds)]
         self.most_each = [
@@ -98,21 +97,21 @@ class Program:
         for row, kind, level in zip(self.most_each, data.kinds, self.all, strict=True):
             self.problem += row
             self.problem += level.requests >= kind.requests[0] * level.waves
-        self.waves = pulp.LpVariable("waves", 1, len(data.search.requests))
-        self.problem += _sum(level.waves for level in self.all) == self.waves
+        self.waves = self.problem.add_variable("waves", 1, len(data.search.requests))
+        self.problem += sum_of(level.waves for level in self.all) == self.waves
         self._distribute(self.all, data.load(None))
         self.decode_t: list[Any] = []
         self.early: list[list[Any]] = [[] for _ in data.kinds]
         self.first_on_host: list[Any] = []
-        self._previous: list[dict[str, pulp.LpVariable]] | None = None
+        self._previous: list[dict[str, Variable]] | None = None
         for index, epoch in enumerate(data.epochs):
             self._epoch(index, epoch)
         head_s = data.problem.head_start * self.model.layer_bytes / self.hardware.link.h2d_bytes_per_s.value
         for early, level in zip(self.early, self.all, strict=True):
-            self.problem += _sum(early) <= level.slot_share * (head_s / self.unit_s)
-        self.prefill_t = pulp.LpVariable("prefill_t", 0)
+            self.problem += sum_of(early) <= level.slot_share * (head_s / self.unit_s)
+        self.prefill_t = self.problem.add_variable("prefill_t", 0)
         self._prefill()
-        self.problem += _sum(self.decode_t) + self.prefill_t
+        self.problem += sum_of(self.decode_t) + self.prefill_t
         self._kept = Kept(self.problem, timeLimit=LATEST)
 
     def least(self, fewest: int, most: int) -> Bound | None:
@@ -132,7 +131,7 @@ class Program:
 
     def _level(self, kind: Kind, name: str, whole: _Level | None) -> _Level:
         """Waves of one kind; those alive of the ones in `whole`, where that is given."""
-        level = _Level(name, self.data.forms)
+        level = _Level(self.problem, name, self.data.forms)
         self.problem += level.batches <= kind.most * level.waves
         # Where requests have ended, so may have whole mini-batches.
         self.problem += level.batches >= (kind.fewest if whole is None else 1) * level.waves
@@ -158,10 +157,10 @@ class Program:
 
     def _distribute(self, levels: Sequence[_Level], load: Load) -> None:
         """Every request runs in a wave of some kind, and memory holds each wave."""
-        self.problem += _sum(level.requests for level in levels) == load.requests
-        self.problem += _sum(n for level in levels for n in level.final.values()) == load.final
+        self.problem += sum_of(level.requests for level in levels) == load.requests
+        self.problem += sum_of(n for level in levels for n in level.final.values()) == load.final
         for level, kind in zip(levels, self.data.kinds, strict=True):
-            final = _sum(level.final.values())
+            final = sum_of(level.final.values())
             self.problem += final >= load.final_each[0] * level.requests
             self.problem += final <= load.final_each[1] * level.requests
             self._memory(level, load, kind)
@@ -190,7 +189,7 @@ class Program:
 
     def _held(self, level: _Level, on_gpu: bool) -> Any:
         forms = [f for f in self.data.forms if f.on_gpu == on_gpu]
-        return _sum(level.final[f.name] * (f.block_bytes(self.model) / GIB) for f in forms)
+        return sum_of(level.final[f.name] * (f.block_bytes(self.model) / GIB) for f in forms)
 
     # ---- decode ----------------------------------------------------------------------------------
 
@@ -202,13 +201,13 @@ class Program:
             whole = zip(data.kinds, self.all, strict=True)
             levels = [self._level(kind, f"{k}_{index}", of) for k, (kind, of) in enumerate(whole)]
             self._distribute(levels, data.load(epoch))
-            self.problem += _sum(level.waves for level in levels) >= 1
+            self.problem += sum_of(level.waves for level in levels) >= 1
         step = data.step(epoch, index)
         blocks = [self._blocks(f"{k}_{index}", level, step, kind.most)
                   for k, (level, kind) in enumerate(zip(levels, data.kinds, strict=True))]  # fmt: skip
-        context = [pulp.LpVariable(f"context_{k}_{index}", 0) for k in range(len(levels))]
-        self.problem += _sum(n for one in blocks for n in one.values()) == step.blocks
-        self.problem += _sum(context) == step.context
+        context = [self.problem.add_variable(f"context_{k}_{index}", 0) for k in range(len(levels))]
+        self.problem += sum_of(n for one in blocks for n in one.values()) == step.blocks
+        self.problem += sum_of(context) == step.context
         for k, level in enumerate(levels):
             self.problem += context[k] >= step.context_each[0] * level.requests
             self.problem += context[k] <= step.context_each[1] * level.requests
@@ -220,15 +219,15 @@ class Program:
         if index == 0:
             host = [f for f in data.forms if not f.on_gpu]
             largest = max((f.block_bytes(self.model) for f in host), default=0)
-            stored = _sum(one[f.name] * (f.block_bytes(self.model) / GIB) for one in blocks for f in host)
+            stored = sum_of(one[f.name] * (f.block_bytes(self.model) / GIB) for one in blocks for f in host)
             # Blocks begun after prefill may be the ones on the host.
             self.first_on_host = [stored - max(step.blocks - step.prompt_blocks, 0.0) * largest / GIB]
 
-    def _blocks(self, name: str, level: _Level, step: Step, most_batches: int) -> dict[str, pulp.LpVariable]:
+    def _blocks(self, name: str, level: _Level, step: Step, most_batches: int) -> dict[str, Variable]:
         """Blocks by form in a step of the waves of one kind, within what they end up with and what slots hold."""
         data = self.data
-        blocks = {f.name: pulp.LpVariable(f"n_{i}_{name}", 0) for i, f in enumerate(data.forms)}
-        total = _sum(blocks.values())
+        blocks = {f.name: self.problem.add_variable(f"n_{i}_{name}", 0) for i, f in enumerate(data.forms)}
+        total = sum_of(blocks.values())
         self.problem += total >= step.blocks_each[0] * level.requests
         self.problem += total <= step.blocks_each[1] * level.requests
         for form in data.forms:
@@ -237,7 +236,7 @@ class Program:
                 slot = level.act_slot if form.rebuilt else level.kv_slot
                 size = BLOCK_TOKENS * form.token_bytes(self.model) / GIB
                 self.problem += slot >= blocks[form.name] * (size / most_batches)
-        rebuilt = _sum(blocks[f.name] for f in data.forms if f.rebuilt)
+        rebuilt = sum_of(blocks[f.name] for f in data.forms if f.rebuilt)
         size = BLOCK_TOKENS * self.model.kv_bytes_per_token_layer / GIB
         self.problem += level.rebuilt >= rebuilt * (size / most_batches)
         if data.options.act_share is not None:
@@ -245,11 +244,11 @@ class Program:
         return blocks
 
     def _step_time(
-        self, name: str, k: int, epoch: Epoch, level: _Level, blocks: dict[str, pulp.LpVariable], context: Any
+        self, name: str, k: int, epoch: Epoch, level: _Level, blocks: dict[str, Variable], context: Any
     ) -> None:
         """As the split problem has it: both streams of a step, and what each loses to the other."""
         data, link = self.data, self.hardware.link
-        t, early = pulp.LpVariable(f"t_{name}", 0), pulp.LpVariable(f"early_{name}", 0)
+        t, early = self.problem.add_variable(f"t_{name}", 0), self.problem.add_variable(f"early_{name}", 0)
         per_bin = data.bins[k]
         layer_s = self.model.layer_bytes / link.h2d_bytes_per_s.value + link.latency_s.value
         moved = self._streamed(level) * (layer_s / self.unit_s) - early
@@ -258,7 +257,7 @@ class Program:
                 nbytes = BLOCK_TOKENS * self.model.layers * form.h2d_bytes(self.model)
                 each_s = nbytes / link.h2d_bytes_per_s.value + per_bin.link_s_per_block
                 moved = moved + blocks[form.name] * (each_s / self.unit_s)
-        rebuilt = _sum(blocks[f.name] for f in data.forms if f.rebuilt)
+        rebuilt = sum_of(blocks[f.name] for f in data.forms if f.rebuilt)
         compute = level.base_t + context * (data.attention_s_per_token(data.kinds[k]) / self.unit_s)
         compute = compute + rebuilt * (per_bin.rebuild_s_per_block / self.unit_s)
         slowed = 1 - min(1.0, link.during_compute.value)
@@ -273,15 +272,11 @@ class Program:
         """As the split problem has it, with a load of what streams for each wave."""
         link = self.hardware.link
         layer_t = self.model.layer_bytes / (link.h2d_bytes_per_s.value * self.unit_s)
-        weights_t = _sum(self._streamed(level) for level in self.all) * layer_t
-        stored_t = pulp.LpVariable("stored_t", 0)
+        weights_t = sum_of(self._streamed(level) for level in self.all) * layer_t
+        stored_t = self.problem.add_variable("stored_t", 0)
         for stored in self.first_on_host:
             self.problem += stored_t >= stored * (GIB / (link.d2h_bytes_per_s.value * self.unit_s))
         busy_t = link.compute_lost_to_h2d * weights_t + link.compute_lost_to_d2h * stored_t
         self.problem += self.prefill_t >= busy_t + self.data.problem.least_prefill_s / self.unit_s
         self.problem += self.prefill_t >= weights_t + (1 - link.beside_d2h) * stored_t
         self.problem += self.prefill_t >= stored_t + (1 - link.beside_h2d) * weights_t
-
-
-def _sum(terms: Any) -> Any:
-    return pulp.lpSum(terms)
