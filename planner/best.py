@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import inf
 
-from planner.decisions import Decisions
 from planner.estimate import estimated_s
 from planner.few import FEW_REQUESTS, Chosen, with_any_composition, with_whole_forms
 from planner.forms import FORMS, CacheForm
@@ -40,8 +39,10 @@ def best_of(search: Search, below_s: float = inf) -> Chosen | None:
     for narrower in _narrower(search):
         if tried and 1 - bound_s / _fastest(tried).seconds <= DOMINANCE_GAP:
             break
+        if _found_by_more(tried, narrower):
+            continue
         least_s = _fastest(tried).seconds * (1 - WORTH_TRYING) if tried else below_s
-        tried += _each(narrower, least_s, 0)
+        tried += _each(narrower, least_s, 0, tried[0].seconds if tried else inf)
     if not tried:
         return None
     fastest = _fastest(tried)
@@ -69,19 +70,37 @@ def _narrower(search: Search) -> Iterator[Search]:
             yield Search(search.costs, search.workload, forms, search.options, like=search)
 
 
-def _each(search: Search, below_s: float, nodes: int) -> Iterator[_Tried]:
+def _found_by_more(tried: list[_Tried], narrower: Search) -> bool:
+    """Whether a search that allowed more has come to a plan of `narrower`'s forms alone: then so would that. Not where
+    buffers for the host are smaller for fewer forms."""
+    forms = set(narrower.forms)
+    for search in {one.search.forms: one.search for one in tried}.values():
+        best = _fastest([one for one in tried if one.search.forms == search.forms])
+        if set(_used(best)) <= forms < set(search.forms) and search.store_elements == narrower.store_elements:
+            return True
+    return False
+
+
+def _used(one: _Tried) -> list[CacheForm]:
+    """Forms of its blocks."""
+    return [form for form in FORMS if any(batch.blocks(form) for batch in one.found.decisions.mini_batches)]
+
+
+def _each(search: Search, below_s: float, nodes: int, first_s: float = inf) -> Iterator[_Tried]:
     """The search's choice, another number of mini-batches, and more cache slots, as far as they may take less than what
-    was found before and `below_s`."""
+    was found before and `below_s`. Only the choice where that takes no less than that of more forms, `first_s`."""
     found = search.run(below_s, nodes)
     if found is None:
         return
     best = _tried(found, search)
     yield best
+    if best.seconds > first_s * (1 - WORTH_TRYING):
+        return
     seen = [found.decisions]
     for by in _variations(search):
         if 1 - found.bound_s / best.seconds <= DOMINANCE_GAP:
             break
-        if by.options.cache_slots > search.options.cache_slots and not _on_host(best.found.decisions):
+        if by.options.cache_slots > search.options.cache_slots and all(form.on_gpu for form in _used(best)):
             continue
         count = len(best.found.decisions.mini_batches)
         near = {count // 2, count - count // 4, count + count // 2, 2 * count} - {count}
@@ -100,10 +119,6 @@ def _tried(found: Found, search: Search) -> _Tried:
     if seconds < found.bound_s:
         seconds = simulate(search.costs, found.decisions).total_s
     return _Tried(found, seconds, search)
-
-
-def _on_host(decisions: Decisions) -> bool:
-    return any(batch.blocks(form) for batch in decisions.mini_batches for form in FORMS if not form.on_gpu)
 
 
 def _variations(search: Search) -> Iterator[Search]:

@@ -57,15 +57,11 @@ class Decider:
     margins: tuple[float, float] = (0.0, 0.0)
     """Bytes of GPU and host that the last rounding took beside the split."""
 
-    def rounded(self, one: Solved, margins: tuple[float, float] = (0.0, 0.0)) -> Decisions | None:
+    def rounded(self, one: Solved) -> Decisions | None:
         """Rounding to whole blocks and slabs can overshoot a full budget a little: then plan with that much less.
 
-        A margin smaller than a block may be rounded away again, so it grows. `margins` are left from the first.
+        A margin smaller than a block may be rounded away again, so it grows.
         """
-        if any(margins):
-            problem = replace(one.problem, gpu_margin_bytes=margins[0], host_margin_bytes=margins[1])
-            if (split := solve(problem)) and (found := self.rounded(replace(one, problem=problem, split=split))):
-                return found
         size = self.prefill_sizes[one.split.prefill]
         decided = replace(
             one.problem, prefill=(size.size,), least_parts=one.split.least_parts,

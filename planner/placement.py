@@ -51,8 +51,13 @@ class RequestGroup:
     def prefix_counts(self) -> Ints:
         """[blocks + 1, forms]: how many of the first n blocks of one request are in each form."""
         found = np.zeros((len(self.blocks) + 1, len(FORMS)), dtype=np.int64)
-        found[np.arange(1, len(self.blocks) + 1), [FORM_INDEX[form.name] for form in self.blocks]] = 1
+        found[np.arange(1, len(self.blocks) + 1), self.codes] = 1
         return found.cumsum(axis=0)
+
+    @cached_property
+    def codes(self) -> Ints:
+        """[blocks] the place of each one's form in `FORMS`."""
+        return np.array([FORM_INDEX[form.name] for form in self.blocks], np.int64)
 
 
 @dataclass(frozen=True)
@@ -118,24 +123,45 @@ class StepShapes:
 
     @classmethod
     def of(cls, batch: MiniBatch) -> StepShapes:
-        steps = batch.decode_steps
-        rows, cached = np.zeros(steps, np.int64), np.zeros(steps, np.int64)
-        blocks, new, held, having = (np.zeros((steps, len(FORMS)), np.int64) for _ in range(4))
-        for group in batch.groups:
-            n, mine = len(group.requests), group.decode_steps
-            tokens = group.prompt_len + np.arange(mine)
-            rows[:mine] += n
-            cached[:mine] += n * tokens
-            blocks[:mine] += n * group.prefix_counts[-(-tokens // BLOCK_TOKENS)]
-            position = tokens // BLOCK_TOKENS
-            newest = group.prefix_counts[position + 1] - group.prefix_counts[position]
-            new[:mine] += n * newest
-            mixed = BLOCK_TOKENS * group.prefix_counts[position] + (tokens % BLOCK_TOKENS)[:, None] * newest
-            held[:mine] += n * mixed
-            having[:mine] += n * (mixed > 0)
-        return cls(rows, cached, blocks, new, held, having)
+        """From what changes where: each block is begun, has one token more after every step that writes to it until it
+        is full, and goes with its request."""
+        groups, steps = batch.groups, batch.decode_steps
+        sizes, prompts, ends = (
+            np.array(column, np.int64)
+            for column in zip(*((len(g.requests), g.prompt_len, g.decode_steps) for g in groups), strict=True)
+        )
+        group = np.repeat(np.arange(len(groups)), [len(g.codes) for g in groups])
+        form, n, end = np.concatenate([g.codes for g in groups]), sizes[group], ends[group]
+        # The step, counted from 0, that writes the first token of a block: below 0 where that is one of the prompt.
+        first = BLOCK_TOKENS * np.concatenate([np.arange(len(g.codes)) for g in groups]) - prompts[group]
+        full = first + BLOCK_TOKENS
+        start = np.zeros_like(ends)
+        rows, prompt_tokens = (_sums(steps, start, start, ends, amount)[:, 0] for amount in (sizes, sizes * prompts))
+        changes = _sums(steps, form, np.maximum(first, 0) + 1, np.minimum(full + 1, end), n)
+        for step, tokens in ((0, np.clip(-first, 0, BLOCK_TOKENS)), (end, -np.clip(end - 1 - first, 0, BLOCK_TOKENS))):
+            counts = (end > 0) & (step < steps)
+            np.add.at(changes, (np.broadcast_to(step, end.shape)[counts], form[counts]), (n * tokens)[counts])
+        _, oldest = np.unique(group * len(FORMS) + form, return_index=True)
+        return cls(
+            rows=rows,
+            cached_tokens=prompt_tokens + rows * np.arange(steps),
+            blocks=_sums(steps, form, first + 1, end, n),
+            new_tokens=_sums(steps, form, first, np.minimum(full, end), n),
+            form_tokens=changes.cumsum(axis=0),
+            form_requests=_sums(steps, form[oldest], first[oldest] + 1, end[oldest], n[oldest]),
+        )
 
     def peak_blocks(self, *forms: CacheForm) -> int:
         """The most blocks that any step holds in `forms` together."""
         columns = [FORM_INDEX[form.name] for form in forms]
         return int(self.blocks[:, columns].sum(axis=1).max(initial=0))
+
+
+def _sums(steps: int, column: Ints, begins: Ints, ends: Ints, amounts: Ints) -> Ints:
+    """[steps, forms] sums of amounts that each count from a step on, or from the first, until before another."""
+    found = np.zeros((steps + 1, len(FORMS)), np.int64)
+    begins = np.maximum(begins, 0)
+    amounts = np.where(begins < ends, amounts, 0)
+    np.add.at(found, (np.clip(begins, 0, steps), column), amounts)
+    np.add.at(found, (np.clip(ends, 0, steps), column), -amounts)
+    return found.cumsum(axis=0)[:-1]

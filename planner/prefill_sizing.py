@@ -122,11 +122,16 @@ class PrefillSizing:
         costs, gpu = self.costs, self.costs.hardware.gpu
         sizes = {int(size) for size in gpu.gemm_rates(costs.model.dtype).sizes if 1 <= size < chunk}
         per_token = min(costs.projections(size).seconds / size for size in sizes | {chunk})
-        attention = 0.0
-        for prompt, alike in self._prompts.items():
-            best = gpu.achieved.prefill_attention_flops_by_tokens.best_within(alike, prompt)
-            attention += costs.prefill_attention(prompt, alike).flops / best
-        return self._seconds(self.tokens * per_token + attention, -(-self.tokens // chunk))
+        return self._seconds(self.tokens * per_token + self._least_attention_s, -(-self.tokens // chunk))
+
+    @cached_property
+    def _least_attention_s(self) -> float:
+        """Of one layer, at the best rates of any chunks."""
+        rates = self.costs.hardware.gpu.achieved.prefill_attention_flops_by_tokens
+        return sum(
+            self.costs.prefill_attention(prompt, alike).flops / rates.best_within(alike, prompt)
+            for prompt, alike in self._prompts.items()
+        )
 
     def _seconds(self, products_s: float, chunks: int) -> float:
         """All layers: projections and attention as given, and what every chunk costs beside."""

@@ -97,10 +97,11 @@ class Search:
         self.classes: Classes = like.classes if like else Classes.of(lengths)
         self._like = like
         width = max((f.width(costs.model) for f in forms if not f.on_gpu), default=0)
-        self._store_elements = options.store_slots * width
-        same = like is not None and like._store_elements == self._store_elements
+        self.store_elements = options.store_slots * width
+        """Of the store slots, for each token in them."""
+        same = like is not None and like.store_elements == self.store_elements
         self.prefill: PrefillSizing
-        self.prefill = like.prefill if like and same else PrefillSizing(costs, workload, self._store_elements)
+        self.prefill = like.prefill if like and same else PrefillSizing(costs, workload, self.store_elements)
         self.prefill_sizes: list[Sized] = like.prefill_sizes if like and same else self.prefill.choices()
         slots = (options.weight_slots, options.cache_slots, options.store_slots)
         self._decider = Decider(
@@ -265,9 +266,12 @@ class Search:
     def like_another(self, count: int, margins: tuple[float, float]) -> Found | None:
         """Decisions with `count` mini-batches, as for a job that hardly differs and is planned already: nothing bounds
         them. The options fix the resident weights; `margins` are what rounding took there."""
-        one = self._solve(self._batches(min(count, len(self.requests))))
-        decisions = self._decider.rounded(one, margins) if one else None
-        return Found(decisions, one.split.objective_s, 0.0, 1) if one and decisions else None
+        batches = self._batches(min(count, len(self.requests)))
+        for left in dict.fromkeys((margins, (0.0, 0.0))):
+            one = self._solve(batches, margins=left)
+            if one and (decisions := self._decider.rounded(one)):
+                return Found(decisions, one.split.objective_s, 0.0, 1)
+        return None
 
     def composed(self, batches: list[list[int]], below_s: float) -> Found | None:
         """Decisions with these mini-batches; None where they have none, or none that looks faster than `below_s`."""
@@ -323,12 +327,18 @@ class Search:
             self._cache[count] = best
         return self._cache[count]
 
-    def _solve(self, batches: list[list[int]], least_parts: int | None = None) -> Solved | None:
+    def _solve(
+        self, batches: list[list[int]], least_parts: int | None = None, margins: tuple[float, float] = (0.0, 0.0)
+    ) -> Solved | None:
+        """`margins`: bytes of GPU and host left for rounding."""
         bins, indices = exact_bins(self.costs, self.requests, self.epochs, batches)
         rows = max(len(members) for members in batches)
         sizes = tuple(one.size for one in self.prefill_sizes)
-        problem = self._problem(bins, rows, self._store_elements, sizes)
-        problem = replace(problem, pieces_per_layer=self._pieces(len(batches)), decided=True, least_parts=least_parts)
+        problem = self._problem(bins, rows, self.store_elements, sizes)
+        problem = replace(
+            problem, pieces_per_layer=self._pieces(len(batches)), decided=True, least_parts=least_parts,
+            gpu_margin_bytes=margins[0], host_margin_bytes=margins[1],
+        )  # fmt: skip
         if len(sizes) > 2 * SIZES_AROUND + 1 and (first := solve(problem, relax=True)):
             low = max(first.prefill - SIZES_AROUND, 0)
             if found := self._split(problem, range(low, min(low + 2 * SIZES_AROUND + 1, len(sizes)))):

@@ -78,11 +78,14 @@ class Planned:
     def _sampled_s(self) -> float:
         return estimated_waves_s(self.costs, self.waves)
 
-    def chooses_from(self, forms: Sequence[CacheForm], layers: float) -> bool:
-        """Whether all blocks are in `forms`, and so many layers on the GPU."""
-        enough = all(part.layers >= layers for part in self.parts)
+    def could_be_of(self, search: Search) -> bool:
+        """Whether it chooses from what `search` may choose from, with buffers of the same size."""
+        if any(part.layers < search.options.min_resident_layers for part in self.parts):
+            return False
+        others = [form for form in FORMS if form not in search.forms]
         batches = (batch for wave in self.waves for batch in wave.mini_batches)
-        return enough and not any(batch.blocks(form) for batch in batches for form in FORMS if form not in forms)
+        same = self.parts[0].search.store_elements == search.store_elements
+        return same and not any(batch.blocks(form) for batch in batches for form in others)
 
     @property
     def kinds(self) -> int:

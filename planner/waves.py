@@ -221,7 +221,7 @@ class WaveSearch:
     def _better(self, best: Planned, choice: _Choice, wider: WavePlanner) -> Planned:
         """`best`, or a plan in several waves that takes less. What fewer forms do for a job at once is known already:
         `best_of` tries them, too. Where waves differ, only numbers of them that promise less to the `wider` choice."""
-        if best.chooses_from(self.policy.forms, self.options.min_resident_layers):
+        if best.could_be_of(self.whole):
             return best
         enough_s = best.timeline.total_s * (1 - DOMINANCE_GAP)
         asked = wider.promising(best.estimated_s)
