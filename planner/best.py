@@ -15,7 +15,7 @@ from planner.simulator import simulate
 DOMINANCE_GAP = 0.0007
 """Plans whose estimate is proven this close to the best are not worth a second look: a thousandth, less its errors."""
 EVERY_WAY_GAP = 0.02
-"""Jobs of a few requests that are not proven to be this near the best are tried in every way."""
+"""Jobs that are not proven to be this near the best are tried in more ways, those of a few requests in every way."""
 WORTH_TRYING = 5e-4
 """Relative: what promises no more than this beyond the best so far is not tried."""
 
@@ -42,7 +42,8 @@ def best_of(search: Search, below_s: float = inf) -> Chosen | None:
         if _found_by_more(tried, narrower):
             continue
         least_s = _fastest(tried).seconds * (1 - WORTH_TRYING) if tried else below_s
-        tried += _each(narrower, least_s, 0, tried[0].seconds if tried else inf)
+        near = tried and 1 - bound_s / _fastest(tried).seconds <= EVERY_WAY_GAP
+        tried += _each(narrower, least_s, 0, tried[0].seconds if near else inf)
     if not tried:
         return None
     fastest = _fastest(tried)
@@ -105,7 +106,9 @@ def _each(search: Search, below_s: float, nodes: int, first_s: float = inf) -> I
         count = len(best.found.decisions.mini_batches)
         near = {count // 2, count - count // 4, count + count // 2, 2 * count} - {count}
         counts = near if by is search else {count}
-        for other in by.near(counts, best.seconds * (1 - WORTH_TRYING)):
+        # Objectives may be above what is simulated: then they rule out only what is still further above.
+        enough_s = max(best.seconds * (1 - WORTH_TRYING), best.found.objective_s * (1 + WORTH_TRYING))
+        for other in by.near(counts, enough_s):
             if other.decisions not in seen:
                 seen.append(other.decisions)
                 tried = _tried(replace(other, bound_s=found.bound_s), by)

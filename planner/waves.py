@@ -133,18 +133,19 @@ class WaveSearch:
         if fixed and fixed > 1:
             return self._fixed(fixed)
         single = len(self.requests) == 1 or bool(fixed)
-        may_cut = not (single or self.options.mini_batches or len(self.requests) > MANY_REQUESTS)
+        may_cut = not (single or len(self.requests) > MANY_REQUESTS)
         if may_cut and (far_faster := self._far_fewer_at_once()):
             return far_faster
         chosen = best_of(self.whole)
         if chosen is None:
             return None if single else self._more_waves()
-        at_once = self._at_once(*chosen)
+        at_once = self._at_once(self.whole, *chosen)
         return self._fewer_at_once(at_once) if may_cut else _Choice(at_once, inf, at_once_s=chosen[0].bound_s)
 
-    def _at_once(self, found: Found, timeline: Timeline | None = None) -> Planned:
+    @staticmethod
+    def _at_once(search: Search, found: Found, timeline: Timeline | None = None) -> Planned:
         """The job in a single wave."""
-        return Planned(self.costs, (found.decisions,), (Wave(self.whole, found, self.whole.margins),), timeline)
+        return Planned(search.costs, (found.decisions,), (Wave(search, found, search.margins),), timeline)
 
     def _fixed(self, count: int) -> _Choice | None:
         """As many waves as asked for."""
@@ -178,11 +179,23 @@ class WaveSearch:
         promises = map(self.planner.promise_s, range(int(waves), ceil(waves) + 1))
         if cuts.least_s >= enough_s or min(promises) >= enough_s:
             return None
-        best = self._fewer_at_once(self._at_once(found))
-        return best if len(best.planned.waves) > 1 else None
+        best = self._fewer_at_once(self._at_once(self.whole, found))
+        if len(best.planned.waves) == 1:
+            return None
+        return replace(best, planned=self._without_host(best.planned))
+
+    def _without_host(self, best: Planned) -> Planned:
+        """`best`, or the job at once with nothing on the host and no buffers for it where that takes less."""
+        forms = tuple(form for form in self.policy.forms if form.on_gpu)
+        search = Search(self.costs, self.workload, forms, self.options, like=self.whole)
+        chosen = best_of(search, best.timeline.total_s) if forms else None
+        if chosen is None or chosen[1].total_s >= best.timeline.total_s:
+            return best
+        return self._at_once(search, *chosen)
 
     def _cuts_at_once(self) -> _Cuts:
-        return _Cuts(self._coarse, 2, len(self.requests))
+        """Into waves of as many requests as there shall be mini-batches, on average."""
+        return _Cuts(self._coarse, 2, len(self.requests) // (self.options.mini_batches or 1))
 
     def _fewer_at_once(self, at_once: Planned) -> _Choice:
         """For a job that memory does hold: waves where they promise much, as when fewer requests leave the GPU room for
