@@ -1,4 +1,5 @@
-"""Jobs of a few requests, where whole blocks and buffers weigh more than averages say: more ways, all simulated."""
+"""More ways for jobs that are far from their bound, where whole blocks and buffers weigh more than averages say, all
+simulated: the paper's heuristic, and of a few requests every way to combine them."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from itertools import islice, product
 from planner.composition import compositions
 from planner.decisions import Decisions, spread_parts, streams
 from planner.forms import CacheForm
+from planner.greedy import Greedy
 from planner.memory import resident_layers
 from planner.placement import MiniBatch, RequestGroup
 from planner.search import Found, Search
@@ -21,6 +23,18 @@ MOST_OPERATIONS = 400_000
 """Simulated for one job, about a second's worth: large models have many in each plan."""
 
 Chosen = tuple[Found, Timeline]
+
+
+def with_one_ratio(search: Search, best: Chosen) -> Chosen:
+    """The plan of the paper's heuristic, whose choices are some of those of a search of all forms."""
+    options = search.options
+    if options.min_resident_layers or options.act_share is not None or not set(Greedy.FORMS) <= set(search.forms):
+        return best
+    decisions = Greedy(search).best()
+    timeline = simulate(search.costs, decisions) if decisions else None
+    if decisions and timeline and timeline.total_s < best[1].total_s:
+        return Found(decisions, timeline.total_s, 0.0, 1), timeline
+    return best
 
 
 def with_any_composition(search: Search, best: Chosen) -> Chosen:

@@ -22,7 +22,7 @@ from planner.memory import resident_layers
 from planner.search import Found, Options, Search
 from planner.timeline import Timeline
 from planner.wave_timeline import simulate_waves
-from planner.workload import Request, Workload
+from planner.workload import Request, Workload, by_length
 
 MANY_REQUESTS = 1000
 """In waves, beyond which only the first number of waves that has a plan is planned, and none of them in every way."""
@@ -98,7 +98,7 @@ def cut(requests: Sequence[Request], count: int) -> list[list[int]]:
 
     No wave is empty. Equal requests make waves of at most two sizes.
     """
-    order = sorted(range(len(requests)), key=lambda r: (requests[r].gen_len, requests[r].prompt_len, r))
+    order = sorted(range(len(requests)), key=lambda r: by_length(requests[r]))
     sizes = [blocks_for(requests[r].positions) for r in order]
     total, held, position = sum(sizes), 0, 0
     waves: list[list[int]] = []

@@ -40,6 +40,11 @@ class Request:
         return self.prompt_len + self.gen_len - 1
 
 
+def by_length(request: Request) -> tuple[int, int]:
+    """What requests are sorted by where those that end together belong together."""
+    return request.gen_len, request.prompt_len
+
+
 def _check_count(key: str, value: object, limit: int) -> None:
     if type(value) is int and 0 < value <= limit:  # a bool is an int to isinstance
         return

@@ -12,8 +12,9 @@ from test_search import QUICK, jobs
 from planner.costs import CostModel
 from planner.errors import InfeasibleError
 from planner.forms import ACT_GPU, ACT_HOST, BLOCK_TOKENS, KV_GPU, KV_HOST
+from planner.greedy import ratio
 from planner.hardware import HardwareProfile, load_hardware
-from planner.heuristic import Heuristic, ratio
+from planner.heuristic import Heuristic
 from planner.model import ModelSpec, load_model
 from planner.plan import Plan, read_plan
 from planner.planning import make_plan
