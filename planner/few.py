@@ -19,6 +19,8 @@ from planner.timeline import Timeline
 
 FEW_REQUESTS, FEW_BATCHES, MOST_COMPOSITIONS = 3, 3, 5
 """Requests, mini-batches and ways to form them up to which all are tried."""
+MOST_OF_ONE_RATIO = 16
+"""Requests up to which the paper's heuristic is asked: of more it takes seconds."""
 MOST_OPERATIONS = 400_000
 """Simulated for one job, about a second's worth: large models have many in each plan."""
 
@@ -28,9 +30,8 @@ Chosen = tuple[Found, Timeline]
 def with_one_ratio(search: Search, best: Chosen) -> Chosen:
     """The plan of the paper's heuristic, whose choices are some of those of a search of all forms."""
     options = search.options
-    if options.min_resident_layers or options.act_share is not None or not set(Greedy.FORMS) <= set(search.forms):
-        return best
-    decisions = Greedy(search).best()
+    free = not options.min_resident_layers and options.act_share is None and set(Greedy.FORMS) <= set(search.forms)
+    decisions = Greedy(search).best() if free and len(search.requests) <= MOST_OF_ONE_RATIO else None
     timeline = simulate(search.costs, decisions) if decisions else None
     if decisions and timeline and timeline.total_s < best[1].total_s:
         return Found(decisions, timeline.total_s, 0.0, 1), timeline
