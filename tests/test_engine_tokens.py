@@ -73,8 +73,8 @@ def test_every_policy(kind: str, policy: str, gpu_bytes: float) -> None:
 def test_forced_act_share(kind: str, share: float, mini_batches: int) -> None:
     plan = check(kind, act_share=share, mini_batches=mini_batches, gpu_bytes=MIDDLE, max_resident_layers=0)
     assert len(plan.decisions.mini_batches) == mini_batches
-    # 41 blocks in all: rounding to blocks of requests moves the share by a few of them at most.
-    assert plan.prediction.act_share == pytest.approx(share, abs=0.12)
+    # 5 to 7 blocks for each of up to seven mini-batches, which are rounded each by itself: half a block is a tenth.
+    assert plan.prediction.act_share == pytest.approx(share, abs=0.15)
 
 
 @pytest.mark.parametrize("slots", [(1, 1, 1), (2, 3, 1), (3, 2, 2), (3, 4, 3), (4, 3, 2)])
