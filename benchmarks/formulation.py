@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import shadow_prices
 from benchmarks.records import RESULTS
-from planner import best, bins, deciding, epochs, estimate, ilp, prefill_sizing, rounding, search, split_solver
+from planner import best, bins, deciding, epochs, estimate, few, ilp, prefill_sizing, rounding, search, split_solver
 from planner import shadow_prices as prices
 from planner.composition import compose
 from planner.costs import CostModel
@@ -121,6 +121,8 @@ def constants() -> dict[str, str]:
         "simplicity": f"{Options().simplicity:.2%}",
         "chunks": " or ".join(str(n) for n in prefill_sizing.OFFERED_CHUNKS if n),
         "stretches": str(ilp.STRETCHES),
+        "every_way": f"{best.EVERY_WAY_GAP:.0%}", "one_ratio": str(few.MOST_OF_ONE_RATIO),
+        "few_requests": str(few.FEW_REQUESTS),
         "second_look": f"{best.DOMINANCE_GAP:.2%}", "drift": f"{rounding.STICK:.0%}",
         "max_bins": str(bins.MAX_BINS), "few": f"{split_solver.FEW:.0%}", "some": f"{split_solver.SOME:.0%}",
         "roundings": str(deciding.MAX_ROUNDINGS), "nodes": str(search.MAX_NODES),

@@ -24,6 +24,44 @@ GPU_DEARNESS = 8.0
 """A byte of GPU memory is harder to come by than one on the host: name the host where either would help."""
 
 
+def refusal(whole: Search, policy: Policy) -> InfeasibleError:
+    """Why the job of `whole` has no plan, in any number of waves or in as many as were asked for."""
+    alone, fixed, count = hardest(whole), whole.options.waves, len(whole.requests)
+    if fixed is None or alone.run() is None:
+        return explain_infeasible(alone, policy)
+    limit, device, missing = _missing(whole, whole.options.mini_batches or count)
+    if fixed == 1 and missing < 1:
+        return explain_rounding(whole, policy, "leave out --waves")
+    what = f"{policy.name} of {whole.costs.model.name} has no plan for {count} requests in {fixed} "
+    what += "waves" if fixed > 1 else f"wave: {_size(missing)} of {device} memory are missing"
+    return InfeasibleError(what, limit=limit, missing_bytes=missing, cure="Leave out --waves, or give more of them")
+
+
+def hardest(whole: Search) -> Search:
+    """The first request that does not fit even alone; that of most positions where all do."""
+    alike = sorted(whole.workload.classes().items(), key=lambda item: (-sum(item[0]), item[0]))
+    alone = [Workload((whole.requests[min(members)],)) for _, members in alike]
+    # One of both a shorter prompt and fewer positions than another fits if that one does.
+    longest, found = 0, []
+    for job in alone:
+        if job.requests[0].prompt_len > longest:
+            longest = job.requests[0].prompt_len
+            found.append(Search(whole.costs, job, whole.forms, whole.options))
+    return next((search for search in found if search.run() is None), found[0])
+
+
+def short_memory(whole: Search) -> str:
+    """The memory that keeps a job from being one wave, as a person says it; "" where none does."""
+    _, device, missing = _missing(whole, whole.options.mini_batches or len(whole.requests))
+    return f"{device} memory" if missing >= 1 else ""
+
+
+def _missing(search: Search, mini_batches: int) -> tuple[str, str, float]:
+    """(limit, device, bytes) of the memory that is short, if any is."""
+    gpu, host = shortage(search.relaxed(mini_batches, mini_batches))
+    return ("gpu_memory", "GPU", gpu) if gpu > host else ("host_memory", "host", host)
+
+
 def explain_infeasible(search: Search, policy: Policy) -> InfeasibleError:
     """The error to raise for a search of a single request that found nothing: no number of waves makes it smaller."""
     count = 1

@@ -14,6 +14,7 @@ from planner.costs import CostModel
 from planner.decisions import Decisions, act_share
 from planner.errors import HybridserveError
 from planner.explain import reasons
+from planner.feasibility import refusal, short_memory
 from planner.files import validate
 from planner.hardware import HardwareProfile
 from planner.heuristic import Heuristic
@@ -74,8 +75,9 @@ def _by_solver(costs: CostModel, workload: Workload, policy: Policy, options: Op
     search = WaveSearch(costs, workload, policy, options)
     found = search.run()
     if found is None:
-        raise search.refusal()
-    why = reasons(costs, policy, found.waves, found.timeline, search.options, search.short_memory(found))
+        raise refusal(search.whole, policy)
+    short = short_memory(search.whole) if len(found.waves) > 1 else ""
+    why = reasons(costs, policy, found.waves, found.timeline, search.options, short)
     why += disagreement(costs, found.waves, found.timeline, found.objective_s)
     return found, why, what_if(found.parts, found.timeline.total_s, found.timeline.generated_tokens)
 

@@ -19,11 +19,9 @@ from math import ceil, inf
 from planner.best import DOMINANCE_GAP, best_of
 from planner.costs import CostModel
 from planner.decisions import Decisions
-from planner.errors import InfeasibleError
-from planner.feasibility import explain_infeasible, explain_rounding, shortage
+from planner.feasibility import hardest
 from planner.policies import POLICIES, Policy
 from planner.search import TOLERANCE, Found, Options, Search
-from planner.tables import size
 from planner.timeline import Timeline
 from planner.wave_bound import WaveBound
 from planner.wave_plans import FEW_KINDS, MANY_REQUESTS, SMALL_WAVE, Planned, Wave, WavePlanner
@@ -155,7 +153,7 @@ class WaveSearch:
     def _more_waves(self) -> _Choice | None:
         """For a job that memory does not hold at once."""
         cuts = _Cuts(self._coarse, 1, len(self.requests))
-        if not cuts.heap or self.hardest().run() is None:
+        if not cuts.heap or hardest(self.whole).run() is None:
             return None
         fewest = max(cuts.bound.fewest_waves, cuts.bound.fewest_by_blocks, 2)
         many = len(self.requests) > MANY_REQUESTS
@@ -343,39 +341,3 @@ class WaveSearch:
             if found or count == len(self.requests):
                 return found
             count, stride = min(count + stride, len(self.requests)), 2 * stride
-
-    def hardest(self) -> Search:
-        """The first request that does not fit even alone; that of most positions where all do."""
-        alike = sorted(self.workload.classes().items(), key=lambda item: (-sum(item[0]), item[0]))
-        alone = [Workload((self.requests[min(members)],)) for _, members in alike]
-        # One of both a shorter prompt and fewer positions than another fits if that one does.
-        longest, hardest = 0, []
-        for job in alone:
-            if job.requests[0].prompt_len > longest:
-                longest = job.requests[0].prompt_len
-                hardest.append(Search(self.costs, job, self.policy.forms, self.options))
-        return next((search for search in hardest if search.run() is None), hardest[0])
-
-    def refusal(self) -> InfeasibleError:
-        """Why `run` found nothing."""
-        hardest, fixed = self.hardest(), self.options.waves
-        if fixed is None or hardest.run() is None:
-            return explain_infeasible(hardest, self.policy)
-        count = self.options.mini_batches or len(self.requests)
-        gpu, host = shortage(self.whole.relaxed(count, count))
-        limit, device, missing = ("gpu_memory", "GPU", gpu) if gpu > host else ("host_memory", "host", host)
-        if fixed == 1 and missing < 1:
-            return explain_rounding(self.whole, self.policy, "leave out --waves")
-        what = f"{self.policy.name} of {self.costs.model.name} has no plan for {len(self.requests)} requests in "
-        what += f"{fixed} wave{'s' if fixed > 1 else ''}"
-        if fixed == 1:
-            what += f": {size(missing)} of {device} memory are missing"
-        return InfeasibleError(what, limit=limit, missing_bytes=missing, cure="Leave out --waves, or give more of them")
-
-    def short_memory(self, found: FoundWaves) -> str:
-        """The memory that keeps `found` from being one wave, as a person says it; "" where none does."""
-        if len(found.waves) == 1:
-            return ""
-        count = self.options.mini_batches or len(self.requests)
-        gpu, host = shortage(self.whole.relaxed(count, count))
-        return "" if max(gpu, host) < 1 else "GPU memory" if gpu > host else "host memory"

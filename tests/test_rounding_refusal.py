@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers import ideal_hardware, small_model
 
-from planner import waves
+from planner import feasibility
 from planner.errors import InfeasibleError
 from planner.planning import make_plan
 from planner.policies import POLICIES
@@ -15,7 +15,7 @@ from planner.workload import Workload
 
 def test_the_refusal_names_a_memory_and_an_amount_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the linear program misses nothing: what is named is tried, and is not zero bytes."""
-    monkeypatch.setattr(waves, "shortage", lambda problem: (0.0, 0.0))
+    monkeypatch.setattr(feasibility, "shortage", lambda problem: (0.0, 0.0))
     hardware, job = ideal_hardware(gpu_bytes=10e6, host_bytes=9e6), Workload.uniform(8, 400, 9)
 
     def plan(host_bytes: float) -> None:
