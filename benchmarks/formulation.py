@@ -128,7 +128,6 @@ def constants() -> dict[str, str]:
         "roundings": str(deciding.MAX_ROUNDINGS), "nodes": str(search.MAX_NODES),
         "solves": str(search.MAX_EXACT_SOLVES),
         "cache_slots": str(search.MOST_CACHE_SLOTS), "sampled": str(estimate.SAMPLED_STEPS),
-        "of_alike": str(estimate.OF_ALIKE),
         "price_step": f"{prices.SMALL_STEP:.0%}", "price_holds": f"{prices.PRICE_HOLDS_UP_TO:.0%}",
         "price_agrees": f"{prices.AGREE:.0%}",
     }  # fmt: skip

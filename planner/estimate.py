@@ -8,14 +8,13 @@ from planner.costs import CostModel
 from planner.decisions import Decisions
 from planner.sampled_timeline import simulate_sampled
 
-SAMPLED_STEPS, OF_ALIKE = 24, 12
-"""Decode steps that are walked, and of equal requests, whose steps change only where all begin a block."""
+SAMPLED_STEPS = 24
+"""Decode steps that are walked."""
 
 
 def estimated_s(costs: CostModel, decisions: Decisions) -> float:
     """Seconds of the whole job, exact where it has few decode steps, else within about a thousandth."""
-    lengths = {(group.prompt_len, group.gen_len) for batch in decisions.mini_batches for group in batch.groups}
-    return simulate_sampled(costs, decisions, SAMPLED_STEPS if len(lengths) > 1 else OF_ALIKE).total_s
+    return simulate_sampled(costs, decisions, SAMPLED_STEPS).total_s
 
 
 def estimated_waves_s(costs: CostModel, waves: Sequence[Decisions]) -> float:

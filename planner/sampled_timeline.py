@@ -6,32 +6,63 @@ Everything that a timeline adds up is added up with that: each walked step stand
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
 from planner.columns import Floats, schedule_columns
 from planner.costs import CostModel
 from planner.decisions import Decisions
+from planner.forms import FORMS
 from planner.operation import KINDS, STREAMS
 from planner.schedule import Schedule
 from planner.simulator import Durations, timeline_of
 from planner.timeline import StreamUse, Timeline
 
+STRAIGHT = 1e-6
+"""Shares of what is held, summed, that are no distance from a straight line but rounding."""
 
-def sampled_steps(count: int, most: int) -> list[int]:
-    """At most about `most` of the decode steps 1 .. count: the first, which follows prefill, the second and the last
-    ones, and others evenly between."""
+
+def sampled_steps(decisions: Decisions, most: int) -> list[int]:
+    """At most `most` of the decode steps: the first, which follows prefill, the second, the last, and others where
+    straight lines between them would be furthest, summed over a stretch, from what each step holds."""
+    count = decisions.decode_steps
     if count <= most:
         return list(range(1, count + 1))
-    return [1, *np.unique(np.linspace(2, count, most - 1).round().astype(int)).tolist()]
+    steps, held = np.arange(count), _held(decisions)
+    walked = [0, 1, count - 1]
+    while len(walked) < most:
+        lines = [np.interp(steps, walked, column[walked]) for column in held.T]
+        off = np.abs(held - np.stack(lines, axis=1)).sum(axis=1)
+        stretches = np.add.reduceat(off, walked[:-1])
+        if stretches.max() <= STRAIGHT:
+            stretches = np.diff(walked)
+        begin, end = walked[stretches.argmax()], walked[stretches.argmax() + 1]
+        furthest = begin + 1 + int(off[begin + 1 : end].argmax())
+        insort(walked, furthest if off[furthest] > STRAIGHT else (begin + end) // 2)
+    return [step + 1 for step in walked]
 
 
-def middles(count: int, stretches: int) -> list[int]:
-    """The middle one of each of some equal stretches of `count` things in a row."""
-    return [(2 * stretch + 1) * count // (2 * stretches) for stretch in range(stretches)]
+def _held(decisions: Decisions) -> Floats:
+    """[steps, forms + 1] what time depends on: blocks by form, and requests, each as a share of the most there are."""
+    found = np.zeros((decisions.decode_steps, len(FORMS) + 1))
+    for batch in decisions.mini_batches:
+        found[: batch.decode_steps, :-1] += batch.shapes.blocks
+        found[: batch.decode_steps, -1] += batch.shapes.rows
+    found[:, :-1] /= found[:, :-1].sum(axis=1).max()
+    found[:, -1] /= found[:, -1].max()
+    return found
+
+
+def middles(count: int, stretches: int) -> list[tuple[int, int]]:
+    """(the middle one, how many it stands for) of some about equal stretches of `count` things in a row; of two in the
+    middle in turn the one and the other."""
+    ends = pairwise(stretch * count // stretches for stretch in range(stretches + 1))
+    return [((begin + end - 1 + turn % 2) // 2, end - begin) for turn, (begin, end) in enumerate(ends)]
 
 
 @dataclass(frozen=True)
@@ -85,7 +116,7 @@ class SampledTimeline(Timeline):
 
 def simulate_sampled(costs: CostModel, decisions: Decisions, most: int) -> Timeline:
     """The predicted timeline of `decisions`, with at most about `most` decode steps walked."""
-    walked = sampled_steps(decisions.decode_steps, most)
+    walked = sampled_steps(decisions, most)
     columns = schedule_columns(Schedule(costs.model, decisions, walked))
     whole = timeline_of(columns, Durations(costs, decisions).all(columns), costs, decisions)
     if len(walked) == decisions.decode_steps:

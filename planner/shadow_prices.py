@@ -154,7 +154,7 @@ def _unlike(parts: Sequence[_Part]) -> list[tuple[_Part, float]]:
     alike = list(known.values())
     if len(alike) <= MOST_PRICED:
         return [(some[0], len(some)) for some in alike]
-    return [(parts[place], len(parts) / MOST_PRICED) for place in middles(len(parts), MOST_PRICED)]
+    return [(parts[place], of) for place, of in middles(len(parts), MOST_PRICED)]
 
 
 def _answer(problems: Sequence[tuple[PricedProblem, float]], step: Step, total_s: float, tokens: int) -> WhatIf:

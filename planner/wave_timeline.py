@@ -101,5 +101,4 @@ def simulate_waves(costs: CostModel, waves: Sequence[Decisions]) -> Timeline:
 
 def _stand_ins(count: int) -> list[int]:
     """[waves] the wave that each is taken to be like: the middle one of its stretch of all."""
-    middle = middles(count, SAMPLED_OF_MANY)
-    return [middle[wave * SAMPLED_OF_MANY // count] for wave in range(count)]
+    return [place for place, of in middles(count, SAMPLED_OF_MANY) for _ in range(of)]

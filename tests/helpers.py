@@ -161,3 +161,11 @@ def write_profile(folder: Path, data: dict[str, Any]) -> str:
     path = folder / "profile.yaml"
     path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
     return str(path)
+
+
+def batch_of(lengths: list[tuple[int, int]]) -> MiniBatch:
+    """Requests of these (prompt, generation) lengths, K and V on the host."""
+    return MiniBatch(tuple(
+        RequestGroup((i,), prompt, gen, (KV_HOST,) * blocks_for(prompt + gen - 1))
+        for i, (prompt, gen) in enumerate(lengths)
+    ))  # fmt: skip

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers import batch_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.epochs import MAX_EPOCHS, demand_of, make_epochs
-from planner.forms import KV_HOST, blocks_for
-from planner.placement import MiniBatch, RequestGroup
+from planner.forms import blocks_for
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 80), st.integers(1, 60)), min_size=1, max_size=8)
 LONG = st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 1200)), min_size=1, max_size=4)
@@ -24,13 +24,6 @@ def test_epochs_partition_the_steps(lengths: list[tuple[int, int]]) -> None:
     assert steps == list(range(1, max(gen for _, gen in lengths)))
     assert len(epochs) <= MAX_EPOCHS
     assert all(epoch.steps == epoch.last - epoch.first + 1 >= 1 for epoch in epochs)
-
-
-def batch_of(lengths: list[tuple[int, int]]) -> MiniBatch:
-    return MiniBatch(tuple(
-        RequestGroup((i,), prompt, gen, (KV_HOST,) * blocks_for(prompt + gen - 1))
-        for i, (prompt, gen) in enumerate(lengths)
-    ))  # fmt: skip
 
 
 @given(LENGTHS)

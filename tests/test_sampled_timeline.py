@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers import decisions_of, ideal_hardware, small_model, uniform_batches
+from helpers import batch_of, decisions_of, ideal_hardware, small_model, uniform_batches
 
 from planner import wave_timeline
 from planner.costs import CostModel
@@ -12,7 +12,7 @@ from planner.estimate import estimated_s
 from planner.forms import ACT_HOST, KV_HOST
 from planner.operation import STREAMS
 from planner.placement import MiniBatch
-from planner.sampled_timeline import joined_many, sampled_steps, simulate_sampled
+from planner.sampled_timeline import joined_many, middles, sampled_steps, simulate_sampled
 from planner.simulator import simulate
 from planner.wave_timeline import joined, simulate_waves
 
@@ -32,11 +32,32 @@ def ending_one_by_one(longest: int) -> Decisions:
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 5), (5, 5), (6, 5), (300, 24)])
-def test_first_second_and_last_steps_are_walked(count: int, most: int) -> None:
-    steps = sampled_steps(count, most)
+@pytest.mark.parametrize("requests", [1, 3])
+def test_first_second_and_last_steps_are_walked(count: int, most: int, requests: int) -> None:
+    lengths = [(20 + 9 * i, max(count + 1 - 7 * i, 1)) for i in range(requests)]
+    decisions = decisions_of([batch_of(lengths)])
+    steps = sampled_steps(decisions, most)
+    assert decisions.decode_steps == count
     assert steps == sorted(set(steps))
     assert {1, min(2, count), count} <= set(steps)
     assert len(steps) <= most
+
+
+def test_steps_are_walked_where_requests_end() -> None:
+    """Of 200 steps nearly alike the last four, in which a quarter ends each: evenly spaced ones would miss 1 % there."""
+    decisions = decisions_of([batch_of([(400 + 7 * i % 97, 201 - i % 4) for i in range(60)])])
+    assert {197, 198, 199, 200} <= set(sampled_steps(decisions, 24))
+    assert estimated_s(COSTS, decisions) == pytest.approx(simulate(COSTS, decisions).total_s, rel=2e-4)
+
+
+def test_the_middle_of_every_stretch_stands_for_it() -> None:
+    assert middles(9, 3) == [(1, 3), (4, 3), (7, 3)]
+    assert middles(6, 3) == [(0, 2), (3, 2), (4, 2)]
+    for count in range(12, 90):
+        found = middles(count, 12)
+        assert sum(of for _, of in found) == count
+        mean = sum(place * of for place, of in found) / count
+        assert mean == pytest.approx((count - 1) / 2, abs=0.5), count
 
 
 def test_walking_every_step_is_simulating() -> None:
@@ -87,11 +108,11 @@ def test_of_very_many_waves_some_stand_for_the_others(monkeypatch: pytest.Monkey
     waves = [ending_one_by_one(40 + i) for i in range(16)]
     whole = joined([simulate(COSTS, wave) for wave in waves])
     monkeypatch.setattr(wave_timeline, "MOST_OPERATIONS", 1000)
-    monkeypatch.setattr(wave_timeline, "SAMPLED_OF_MANY", 5)
+    monkeypatch.setattr(wave_timeline, "SAMPLED_OF_MANY", 8)
     walked: list[object] = []
     monkeypatch.setattr(wave_timeline, "simulate_sampled", lambda *a: walked.append(a) or simulate_sampled(*a))
     found = simulate_waves(COSTS, waves)
-    assert len(walked) == 5
+    assert len(walked) == 8
     assert found.generated_tokens == whole.generated_tokens
     assert found.total_s == pytest.approx(whole.total_s, rel=0.03)
     assert found.decode_steps == pytest.approx(whole.decode_steps, rel=0.03)
