@@ -122,7 +122,7 @@ def constants() -> dict[str, str]:
         "chunks": " or ".join(str(n) for n in prefill_sizing.OFFERED_CHUNKS if n),
         "stretches": str(ilp.STRETCHES),
         "every_way": f"{best.EVERY_WAY_GAP:.0%}", "one_ratio": str(few.MOST_OF_ONE_RATIO),
-        "few_requests": str(few.FEW_REQUESTS),
+        "few_requests": str(few.FEW_REQUESTS), "few_alike": str(few.FEW_ALIKE),
         "second_look": f"{best.DOMINANCE_GAP:.2%}", "drift": f"{rounding.STICK:.0%}",
         "max_bins": str(bins.MAX_BINS), "few": f"{split_solver.FEW:.0%}", "some": f"{split_solver.SOME:.0%}",
         "roundings": str(deciding.MAX_ROUNDINGS), "nodes": str(search.MAX_NODES),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from planner.estimate import estimated_s
-from planner.few import FEW_REQUESTS, Chosen, with_any_composition, with_one_ratio, with_whole_forms
+from planner.few import Chosen, are_few, with_any_composition, with_one_ratio, with_whole_forms
 from planner.forms import FORMS, CacheForm
 from planner.search import MAX_NODES, MOST_CACHE_SLOTS, Found, Search
 from planner.simulator import simulate
@@ -50,7 +50,7 @@ def best_of(search: Search, below_s: float = inf) -> Chosen | None:
     chosen, by = (fastest.found, simulate(search.costs, fastest.found.decisions)), fastest.search
     if 1 - bound_s / chosen[1].total_s > EVERY_WAY_GAP:
         chosen = with_one_ratio(search, chosen)
-    if len(search.requests) <= FEW_REQUESTS and 1 - bound_s / chosen[1].total_s > EVERY_WAY_GAP:
+    if are_few(search) and 1 - bound_s / chosen[1].total_s > EVERY_WAY_GAP:
         chosen = with_whole_forms(search, with_any_composition(by, chosen))
     return replace(chosen[0], bound_s=bound_s), chosen[1]
 

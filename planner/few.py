@@ -17,8 +17,10 @@ from planner.search import Found, Search
 from planner.simulator import simulate
 from planner.timeline import Timeline
 
-FEW_REQUESTS, FEW_BATCHES, MOST_COMPOSITIONS = 3, 3, 5
-"""Requests, mini-batches and ways to form them up to which all are tried."""
+FEW_REQUESTS, FEW_ALIKE = 3, 6
+"""Requests, and equal ones, for which every way is tried: equal ones have fewer ways."""
+FEW_BATCHES, MOST_COMPOSITIONS = 3, 5
+"""Mini-batches, and ways to form them, up to which all are tried."""
 MOST_OF_ONE_RATIO = 16
 """Requests up to which the paper's heuristic is asked: of more it takes seconds."""
 MOST_OPERATIONS = 400_000
@@ -36,6 +38,11 @@ def with_one_ratio(search: Search, best: Chosen) -> Chosen:
     if decisions and timeline and timeline.total_s < best[1].total_s:
         return Found(decisions, timeline.total_s, 0.0, 1), timeline
     return best
+
+
+def are_few(search: Search) -> bool:
+    """Whether every way is tried for its requests."""
+    return len(search.requests) <= (FEW_ALIKE if len(search.workload.classes()) == 1 else FEW_REQUESTS)
 
 
 def with_any_composition(search: Search, best: Chosen) -> Chosen:

@@ -44,7 +44,7 @@ def test_first_second_and_last_steps_are_walked(count: int, most: int, requests:
 
 
 def test_steps_are_walked_where_requests_end() -> None:
-    """In the last four of 200 steps a quarter ends each: evenly spaced ones would take a twelfth of the job for these."""
+    """In the last four of 200 steps a quarter ends each, which evenly spaced ones would stretch over nine."""
     decisions = decisions_of([batch_of([(400 + 7 * i % 97, 201 - i % 4) for i in range(60)])])
     assert {197, 200} <= set(sampled_steps(decisions, 24))
     assert estimated_s(COSTS, decisions) == pytest.approx(simulate(COSTS, decisions).total_s, rel=2e-4)
