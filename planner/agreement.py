@@ -65,6 +65,14 @@ def disagreement(costs: CostModel, waves: Sequence[Decisions], timeline: Timelin
     return [f"{said}: {len(waves)} waves, each of which begins with the first weights and ends with the last stores"]
 
 
+def unproven(total_s: float, bound_s: float) -> list[str]:
+    """A sentence where what is said to be unbeatable is clearly above the prediction, else none."""
+    beyond = bound_s / total_s - 1
+    if beyond <= EXPLAINED_FROM:
+        return []
+    return [f"The bound is {beyond:.1%} above this prediction, so the gap of 0 proves nothing: one of them is off"]
+
+
 def difference_in_words(total_s: float, objective_s: float) -> str:
     """How much more or less the simulation takes; "" where no plan need speak of it."""
     if abs(total_s - objective_s) <= EXPLAINED_FROM * objective_s:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
-from planner.agreement import disagreement
+from planner.agreement import disagreement, unproven
 from planner.costs import CostModel
 from planner.decisions import Decisions, act_share
 from planner.errors import HybridserveError
@@ -79,6 +79,7 @@ def _by_solver(costs: CostModel, workload: Workload, policy: Policy, options: Op
     short = short_memory(search.whole) if len(found.waves) > 1 else ""
     why = reasons(costs, policy, found.waves, found.timeline, search.options, short)
     why += disagreement(costs, found.waves, found.timeline, found.objective_s)
+    why += unproven(found.timeline.total_s, found.bound_s)
     return found, why, what_if(found.parts, found.timeline.total_s, found.timeline.generated_tokens)
 
 
@@ -94,7 +95,7 @@ def _as_plan(
     costs: CostModel, workload: Workload, policy: Policy, found: FoundWaves, why: list[str], more: list[WhatIf],
     solve_s: float,
 ) -> Plan:  # fmt: skip
-    hardware, model = costs.hardware, costs.model
+    hardware, model, total_s = costs.hardware, costs.model, found.timeline.total_s
     data: dict[str, Any] = {
         "schema_version": 3,
         "made_for": MadeFor(
@@ -105,8 +106,8 @@ def _as_plan(
         "policy": policy.name,
         "why": why,
         "prediction": predict(found.waves, found.timeline),
-        "bound_total_s": found.bound_s,
-        "gap": 1 - found.bound_s / found.timeline.total_s,
+        "bound_total_s": min(found.bound_s, total_s),
+        "gap": max(1 - found.bound_s / total_s, 0.0),
         "objective_total_s": found.objective_s,
         "what_if": more,
         "solve_s": solve_s,

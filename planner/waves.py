@@ -54,6 +54,7 @@ class FoundWaves:
     waves: tuple[Decisions, ...]
     timeline: Timeline
     bound_s: float
+    """Above the total where that is estimated, or of very few steps: then it proves nothing."""
     objective_s: float
     parts: Sequence[tuple[Search, Decisions]]
     """Each wave's search and decisions, its requests numbered from 0."""
@@ -62,7 +63,7 @@ class FoundWaves:
     def of(cls, planned: Planned, bound_s: float) -> FoundWaves:
         """With the bound found for it."""
         return cls(
-            planned.waves, planned.timeline, min(bound_s, planned.timeline.total_s),
+            planned.waves, planned.timeline, bound_s,
             sum(part.found.objective_s for part in planned.parts),
             [(part.search, part.found.decisions) for part in planned.parts],
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from helpers import WHOLE, decisions_of, ideal_hardware, small_model, uniform_batches, wide_model
@@ -19,6 +20,7 @@ from planner.placement import MiniBatch, RequestGroup
 from planner.planning import make_plan
 from planner.policies import POLICIES
 from planner.simulator import simulate
+from planner.waves import FoundWaves, WaveSearch
 from planner.workload import Workload
 
 LAYERS = 3
@@ -100,3 +102,22 @@ def test_words() -> None:
     )
     timeline = simulate(costs, decisions)
     assert disagreement(costs, [decisions], timeline, timeline.total_s) == []
+
+
+def test_a_bound_above_the_prediction_is_said_to_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the timeline of very many waves is estimated: a gap of 0 would hide it."""
+    job = ideal_hardware(), small_model(), Workload.uniform(4, 100, 20), POLICIES["hybrid"]
+    plain = make_plan(*job)
+    run = WaveSearch.run
+
+    def too_high(search: WaveSearch) -> FoundWaves:
+        found = run(search)
+        assert found
+        return replace(found, bound_s=1.03 * found.timeline.total_s)
+
+    monkeypatch.setattr(WaveSearch, "run", too_high)
+    plan = make_plan(*job)
+    assert plan.gap == 0 and plan.bound_total_s == plan.prediction.total_s
+    assert [reason for reason in plan.why if reason not in plain.why] == [
+        "The bound is 3.0% above this prediction, so the gap of 0 proves nothing: one of them is off"
+    ]
