@@ -186,11 +186,11 @@ class WaveSearch:
     def _without_host(self, best: Planned) -> Planned:
         """`best`, or the job at once with nothing on the host and no buffers for it where that takes less."""
         forms = tuple(form for form in self.policy.forms if form.on_gpu)
-        search = Search(self.costs, self.workload, forms, self.options, like=self.whole)
-        chosen = best_of(search, best.timeline.total_s) if forms else None
-        if chosen is None or chosen[1].total_s >= best.timeline.total_s:
+        if not forms:
             return best
-        return self._at_once(search, *chosen)
+        search = Search(self.costs, self.workload, forms, self.options, like=self.whole)
+        chosen = best_of(search, best.timeline.total_s)
+        return self._at_once(search, *chosen) if chosen and chosen[1].total_s < best.timeline.total_s else best
 
     def _cuts_at_once(self) -> _Cuts:
         """Into waves of as many requests as there shall be mini-batches, on average."""
