@@ -8,7 +8,7 @@ from math import inf
 
 from planner.estimate import estimated_s
 from planner.few import Chosen, are_few, with_any_composition, with_one_ratio, with_whole_forms
-from planner.forms import FORMS, CacheForm
+from planner.forms import CacheForm
 from planner.search import MAX_NODES, MOST_CACHE_SLOTS, Found, Search
 from planner.simulator import simulate
 
@@ -79,14 +79,12 @@ def _found_by_more(tried: list[_Tried], narrower: Search) -> bool:
     forms = set(narrower.forms)
     for search in {one.search.forms: one.search for one in tried}.values():
         best = _fastest([one for one in tried if one.search.forms == search.forms])
-        if set(_used(best)) <= forms < set(search.forms) and search.store_elements == narrower.store_elements:
+        if (
+            set(best.found.decisions.forms) <= forms < set(search.forms)
+            and search.store_elements == narrower.store_elements
+        ):
             return True
     return False
-
-
-def _used(one: _Tried) -> list[CacheForm]:
-    """Forms of its blocks."""
-    return [form for form in FORMS if any(batch.blocks(form) for batch in one.found.decisions.mini_batches)]
 
 
 def _each(search: Search, below_s: float, nodes: int, first_s: float = inf) -> Iterator[_Tried]:
@@ -103,7 +101,9 @@ def _each(search: Search, below_s: float, nodes: int, first_s: float = inf) -> I
     for by in _variations(search):
         if 1 - found.bound_s / best.seconds <= DOMINANCE_GAP:
             break
-        if by.options.cache_slots > search.options.cache_slots and all(form.on_gpu for form in _used(best)):
+        if by.options.cache_slots > search.options.cache_slots and all(
+            form.on_gpu for form in best.found.decisions.forms
+        ):
             continue
         count = len(best.found.decisions.mini_batches)
         near = {count // 2, count - count // 4, count + count // 2, 2 * count} - {count}

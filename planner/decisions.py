@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from planner.forms import FORMS
+from planner.forms import FORMS, CacheForm
 from planner.model import ModelSpec
 from planner.placement import FORM_INDEX, MiniBatch
 
@@ -50,6 +50,11 @@ class Decisions:
     @property
     def requests(self) -> int:
         return sum(len(mini_batch.requests) for mini_batch in self.mini_batches)
+
+    @property
+    def forms(self) -> tuple[CacheForm, ...]:
+        """Those that any block has, in table order."""
+        return tuple(form for form in FORMS if any(batch.blocks(form) for batch in self.mini_batches))
 
     @property
     def decode_steps(self) -> int:

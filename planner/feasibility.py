@@ -58,15 +58,18 @@ def short_memory(whole: Search) -> str:
 
 def _missing(search: Search, mini_batches: int) -> tuple[str, str, float]:
     """(limit, device, bytes) of the memory that is short, if any is."""
-    gpu, host = shortage(search.relaxed(mini_batches, mini_batches))
+    return scarcer(*shortage(search.relaxed(mini_batches, mini_batches)))
+
+
+def scarcer(gpu: float, host: float) -> tuple[str, str, float]:
+    """(limit, device, bytes) of the memory that lacks more."""
     return ("gpu_memory", "GPU", gpu) if gpu > host else ("host_memory", "host", host)
 
 
 def explain_infeasible(search: Search, policy: Policy) -> InfeasibleError:
     """The error to raise for a search of a single request that found nothing: no number of waves makes it smaller."""
-    count = 1
-    gpu, host = shortage(search.relaxed(count, count))
-    limit, device, missing = ("gpu_memory", "GPU", gpu) if gpu > host else ("host_memory", "host", host)
+    gpu, host = shortage(search.relaxed(1, 1))
+    limit, device, missing = scarcer(gpu, host)
     if missing < 1:
         return explain_rounding(search, policy)
     hardware, model = search.costs.hardware, search.costs.model

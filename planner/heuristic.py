@@ -11,6 +11,7 @@ from planner.decisions import Decisions, act_share
 from planner.errors import InfeasibleError
 from planner.estimate import estimated_waves_s
 from planner.explain import binding_in_words, busy_fractions
+from planner.feasibility import scarcer
 from planner.forms import ACT_GPU
 from planner.greedy import Greedy
 from planner.plan import WhatIf
@@ -88,8 +89,7 @@ class Heuristic:
     def refusal(self) -> InfeasibleError:
         """Why `run` found nothing: what the largest request alone lacks."""
         largest = max(self.requests, key=lambda r: (r.positions, r.prompt_len))
-        gpu, host = self._wave((largest,)).shortage()
-        limit, name, missing = ("gpu_memory", "GPU", gpu) if gpu > host else ("host_memory", "host", host)
+        limit, name, missing = scarcer(*self._wave((largest,)).shortage())
         what = f"hybridserve of {self.costs.model.name} has no plan on {self.costs.hardware.id}"
         if self.options.waves:
             what += f" in {self.options.waves} waves"

@@ -17,7 +17,7 @@ from planner.best import best_of
 from planner.costs import CostModel
 from planner.decisions import Decisions
 from planner.estimate import estimated_waves_s
-from planner.forms import FORMS, CacheForm, blocks_for
+from planner.forms import CacheForm, blocks_for
 from planner.memory import resident_layers
 from planner.search import Found, Options, Search
 from planner.timeline import Timeline
@@ -82,10 +82,8 @@ class Planned:
         """Whether it chooses from what `search` may choose from, with buffers of the same size."""
         if any(part.layers < search.options.min_resident_layers for part in self.parts):
             return False
-        others = [form for form in FORMS if form not in search.forms]
-        batches = (batch for wave in self.waves for batch in wave.mini_batches)
         same = self.parts[0].search.store_elements == search.store_elements
-        return same and not any(batch.blocks(form) for batch in batches for form in others)
+        return same and all(set(wave.forms) <= set(search.forms) for wave in self.waves)
 
     @property
     def kinds(self) -> int:
