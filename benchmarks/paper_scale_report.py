@@ -92,8 +92,8 @@ def scale_text(record: dict[str, Any] | None) -> str:
         f"fp32, torch {machine['torch']}, on {record['date']}; {len(points)} points, each run "
         f"{len(points[0]['runs'])} times, policies in turn; {record['took_s'] / 60:.0f} minutes. Every run was "
         "predicted before it began, from a profile calibrated on other shapes ([how](accuracy.md)); what is "
-        f"compared for a gain is the mean of the {FASTEST} least times of each policy, predicted and measured, since the rest "
-        "of the machine only ever slows a run down. Ratios carry over, speeds do not.\n\n"
+        f"compared for a gain is the mean of the {FASTEST} least times of each policy, predicted and measured, since "
+        "what else the machine does only ever slows a run down. Ratios carry over, speeds do not.\n\n"
         "![Throughput in scale, predicted and measured](images/paper-scale.png)\n\n"
         f"{scale_report(record)}"
     )
