@@ -2,8 +2,8 @@
 
 Profiles this machine, plans a grid of small jobs, and executes each several times, in rounds over the whole grid. The
 profiler goes on measuring in between, so that runs and calibration see the same machine whatever else it does. Each run
-is predicted from what was calibrated before it, at the speed that a few kernels have in the tenth of a second before it
-starts (`runtime.gauge`, as `hybridserve demo` does). A point's error is that of its run in the middle.
+is predicted from what was calibrated before it, at the speed that a few kernels have just before it starts
+(`runtime.gauge`, as `hybridserve demo` does). A point's error is that of its run in the middle.
 
 The newest run of the benchmark is the record, whatever it shows; summaries of all earlier ones are kept beside it.
 """

@@ -37,22 +37,27 @@ def best_of(search: Search, below_s: float = inf) -> Chosen | None:
     if bound_s is None or bound_s >= below_s:  # where no real numbers fit, no whole ones do
         return None
     for narrower in _narrower(search):
-        if tried and 1 - bound_s / _fastest(tried).seconds <= DOMINANCE_GAP:
+        if tried and _gap(bound_s, _fastest(tried).seconds) <= DOMINANCE_GAP:
             break
         if _found_by_more(tried, narrower):
             continue
         least_s = _fastest(tried).seconds * (1 - WORTH_TRYING) if tried else below_s
-        near = tried and 1 - bound_s / _fastest(tried).seconds <= EVERY_WAY_GAP
+        near = tried and _gap(bound_s, _fastest(tried).seconds) <= EVERY_WAY_GAP
         tried += _each(narrower, least_s, 0, tried[0].seconds if near else inf)
     if not tried:
         return None
     fastest = _fastest(tried)
     chosen, by = (fastest.found, simulate(search.costs, fastest.found.decisions)), fastest.search
-    if 1 - bound_s / chosen[1].total_s > EVERY_WAY_GAP:
+    if _gap(bound_s, chosen[1].total_s) > EVERY_WAY_GAP:
         chosen = with_one_ratio(search, chosen)
-    if are_few(search) and 1 - bound_s / chosen[1].total_s > EVERY_WAY_GAP:
+    if are_few(search) and _gap(bound_s, chosen[1].total_s) > EVERY_WAY_GAP:
         chosen = with_whole_forms(search, with_any_composition(by, chosen))
     return replace(chosen[0], bound_s=bound_s), chosen[1]
+
+
+def _gap(bound_s: float, seconds: float) -> float:
+    """How much less, relative, any plan could take at most."""
+    return 1 - bound_s / seconds
 
 
 def _fastest(tried: list[_Tried]) -> _Tried:
@@ -99,7 +104,7 @@ def _each(search: Search, below_s: float, nodes: int, first_s: float = inf) -> I
         return
     seen = [found.decisions]
     for by in _variations(search):
-        if 1 - found.bound_s / best.seconds <= DOMINANCE_GAP:
+        if _gap(found.bound_s, best.seconds) <= DOMINANCE_GAP:
             break
         if by.options.cache_slots > search.options.cache_slots and all(
             form.on_gpu for form in best.found.decisions.forms

@@ -23,7 +23,7 @@ from planner.speed import TOLERANCE, Speed
 from planner.trace import write_trace
 from runtime.api.scale import SLOTS_SHARE, ScaleModel
 from runtime.execution import Execution, execute
-from runtime.gauge import Gauge
+from runtime.gauge import BEFORE_A_RUN, Gauge
 from runtime.profiler import Profiler, Request
 
 Progress = Callable[[int, int, str], None]
@@ -168,7 +168,7 @@ def _in_turn(
     for turn in range(TURNS):
         for i, (name, plan) in enumerate(planned.items()):
             progress(turn * len(planned) + i, f"{name}, run {turn + 1} of {TURNS}")
-            runs[name].append(execute(plan(Speed.of(gauge.read()).applied(hardware))))
+            runs[name].append(execute(plan(Speed.of(gauge.read(BEFORE_A_RUN)).applied(hardware))))
     return [sorted(some, key=lambda run: run.predicted.total_s / run.measured.total_s)[TURNS // 2]
             for some in runs.values()]  # fmt: skip
 

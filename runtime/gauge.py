@@ -1,7 +1,7 @@
 """How fast a machine is now, against what its profile says: a few kernels timed again.
 
-A machine that others use too is not equally fast all the time. A reading takes about a tenth of a second, so it can be
-taken before each of many runs, and `hybridserve profile --check` takes many of them.
+A machine that others use too is not equally fast all the time. A reading takes less than a second, so it can be taken
+before each of many runs, and `hybridserve profile --check` takes a longer one.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ ATTENDED = GROUP_AT[0]
 PROMPTS = (2, 256)
 """(prompts, tokens of each) of the causal attention."""
 ELEMENT_ROWS = 512
+BEFORE_A_RUN = 16
+"""Turns before a run of seconds. Four, a tenth of a second, said too little: the first ones after another run often take
+half as long again."""
 
 
 class Gauge:

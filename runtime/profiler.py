@@ -14,7 +14,7 @@ from planner.files import validate
 from planner.hardware import HardwareProfile
 from planner.speed import Reading, Speed
 from runtime.calibration import EngineFit, Probes
-from runtime.gauge import Gauge
+from runtime.gauge import BEFORE_A_RUN, Gauge
 from runtime.kernels import Kernels, widest
 from runtime.machine import device_memory_bytes, in_use_bytes
 from runtime.profile_document import Measured, document
@@ -131,7 +131,7 @@ class Profiler:
     def speed(self) -> Speed:
         """How fast the machine is at this moment, against what `profile` says."""
         reference = self.reference_s
-        return Speed.of([replace(one, profile_s=reference[one.name]) for one in self._gauge.read()])
+        return Speed.of([replace(one, profile_s=reference[one.name]) for one in self._gauge.read(BEFORE_A_RUN)])
 
     @property
     def repeatability(self) -> float:
