@@ -25,8 +25,8 @@ PROMPTS = (2, 256)
 """(prompts, tokens of each) of the causal attention."""
 ELEMENT_ROWS = 512
 BEFORE_A_RUN = 16
-"""Turns before a run of seconds. Four, a tenth of a second, said too little: the first ones after another run often take
-half as long again."""
+"""Turns before a run of seconds. Four, a tenth of a second, said too little: the first ones after another run often
+take half as long again."""
 
 
 class Gauge:
