@@ -67,7 +67,7 @@ def _why_not_more(costs: CostModel, waves: Sequence[Decisions], short: str) -> s
     takes = f"the cache of one more takes {size(each)}"
     left = f"{size(max(host_left, 0))} of host memory and {size(gpu_left)} of GPU memory are left"
     if short and more:
-        return f"Not more requests at a time: {takes}; {left}, but waves are cut alike, and {short} ends the largest"
+        return f"Not more requests at a time: {takes}, and {left} beside the largest of waves about equally large"
     if short:
         return f"Not more requests at a time: {takes}, and only {left}"
     if len(waves) > 1:

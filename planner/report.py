@@ -51,13 +51,18 @@ def plan_report(plan: Plan) -> RenderableType:
         ("solved in", seconds(plan.solve_s)),
     ))  # fmt: skip
     budgets = [memory_report(name, record) for name, record in plan.memory.items()]
-    more = [what_if_sentence(one, p.throughput_tokens_per_s) for one in plan.what_if]
+    more = [what_if_sentence(one, p.throughput_tokens_per_s, len(plan.waves)) for one in plan.what_if]
     return Group(prediction, *budgets, bullets("Why", plan.why), bullets("What if", more))
 
 
-def what_if_sentence(one: WhatIf, tokens_per_s: float) -> str:
-    """What a step more of one resource would bring, in words."""
+def what_if_sentence(one: WhatIf, tokens_per_s: float, waves: int = 1) -> str:
+    """What a step more of one resource would bring to a plan in so many waves, in words."""
     if one.how == "not binding":
+        if waves > 1 and one.change.endswith("memory"):
+            return (
+                f"{one.change}: nothing while there are {waves} waves, but it may allow fewer, which can bring much "
+                "and has no price: plan for a machine with more to see"
+            )
         return f"{one.change}: nothing, it does not bind"
     said = f"{one.change}: +{rate(one.tokens_per_s)} (+{one.tokens_per_s / tokens_per_s:.1%})"
     if one.tokens_per_s < (1 - PRICE_FALLS) * one.at_first_tokens_per_s:

@@ -187,6 +187,8 @@ def test_a_plan_says_what_more_would_bring() -> None:
     assert gpu.tokens_per_s > 0 and compute.tokens_per_s < 0.01 * rate
     assert (host.tokens_per_s, host.how) == (0.0, "not binding")
     assert what_if_sentence(host, rate) == "+16 GiB of host memory: nothing, it does not bind"
+    assert "it may allow fewer" in what_if_sentence(host, rate, 2)
+    assert what_if_sentence(link, rate, 2) == what_if_sentence(link, rate)
     assert what_if_sentence(link, rate).startswith("+1 GB/s of link: +")
 
 
