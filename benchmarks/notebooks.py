@@ -27,6 +27,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="how the names begin, like 03; default: all notebooks")
     parser.add_argument("--check", action="store_true", help="execute, and leave the files as they are")
     given = parser.parse_args()
+    if any(not notebooks([name]) for name in given.names):
+        parser.error(f"no notebook begins so; known: {', '.join(path.stem for path in notebooks())}")
     for path in notebooks(given.names):
         started = time.perf_counter()
         executed = execute(path)

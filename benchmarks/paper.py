@@ -57,6 +57,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="with --execute: a small part, kept nowhere")
     parser.add_argument("--again", action="store_true", help="with --execute: forget a run that was broken off")
     args = parser.parse_args(argv)
+    if (args.quick or args.again) and not args.execute:
+        parser.error("--quick and --again go with --execute")
+    if args.workers < 1:
+        parser.error("--workers: one process at least")
     try:
         if args.execute:
             from benchmarks.paper_scale import measure  # noqa: PLC0415  (predictions need no torch)

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from benchmarks.paper_docs import SCALE
 from benchmarks.paper_points import BATCH, HARDWARE, costs_of
 from benchmarks.profiling import narrow_profiler
 from benchmarks.records import write
+from planner.errors import InputError
 from planner.files import write_whole
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec, load_model
@@ -105,6 +107,7 @@ def measure(quick: bool, again: bool) -> dict[str, Any]:
     folder, rounds = (None, 1) if quick else (PARTIAL, ROUNDS)
     if again and folder and folder.exists():
         shutil.rmtree(folder)
+    before_s = float(_kept(folder)["spent_s"])
     profiler = narrow_profiler("paper-scale-profile")
     with profiler.measuring():
         for i in range(1 if quick else FIRST_ROUNDS):
@@ -113,7 +116,6 @@ def measure(quick: bool, again: bool) -> dict[str, Any]:
         profile = profiler.profile()
         points = list(_points(profile, folder, SHAPES[:1] if quick else SHAPES, PROMPTS[:1] if quick else PROMPTS))
         refuse_shared(profile, [point.plan for point in points])
-        before_s = _spent(folder)
         done, speeds = 0, deque[Speed](maxlen=len(points))
         for turn in range(rounds):
             for point in _in_turn(points, turn):
@@ -151,7 +153,7 @@ def _points(
     profile: HardwareProfile, folder: Path | None, shapes: tuple[tuple[str, int, int], ...], prompts: tuple[int, ...]
 ) -> Iterator[ScalePoint]:
     """Planned now, or as they were when the measurement was broken off."""
-    known = json.loads((folder / "runs.json").read_text())["runs"] if folder and _begun(folder) else {}
+    known = _kept(folder)["runs"]
     for target, hidden, layers in shapes:
         model = scaled_model(load_model(target), hidden, layers, VOCAB)
         for prompt in prompts:
@@ -190,8 +192,23 @@ def _begun(folder: Path) -> bool:
     return (folder / "runs.json").exists()
 
 
-def _spent(folder: Path | None) -> float:
-    return float(json.loads((folder / "runs.json").read_text())["spent_s"]) if folder and _begun(folder) else 0.0
+def _kept(folder: Path | None) -> dict[str, Any]:
+    """What was kept, or nothing yet. InputError where it is not what `_keep` writes."""
+    if folder is None or not _begun(folder):
+        return {"spent_s": 0.0, "runs": {}}
+    file = folder / "runs.json"
+    try:
+        found = json.loads(file.read_text())
+        quantities = {
+            quantity for runs in found["runs"].values() for run in runs for side in ("predicted", "measured")
+            for quantity in (run[side]["prefill_s"], run[side]["decode_step_s"], run[side]["total_s"])
+        }  # fmt: skip
+        whole = all(isinstance(one, float) and 0 <= one < inf for one in {found["spent_s"], *quantities})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise InputError("this is no measurement that was broken off", where=str(file), cure="Begin anew with --again")
+    return dict(found)
 
 
 def _keep(folder: Path | None, points: list[ScalePoint], spent_s: float) -> None:

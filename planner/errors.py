@@ -86,7 +86,7 @@ class UnansweredError(HybridserveError):
 
 def nearest(name: str, known: Iterable[str], or_else: str = "") -> str:
     """A cure for a misspelt `name`: the closest of `known`, else all of them; `or_else` is another way out."""
-    known = sorted(known)
+    known, name = sorted(known), str(name)  # Python passes anything
     small = name.lower()
     begun = [one for one in known if len(name) > 1 and one.lower().startswith(small)]
     begun += [one for one in known if len(name) > 2 and small in one.lower() and one not in begun]

@@ -115,8 +115,11 @@ def hardware_of(hardware: str | HardwareProfile) -> HardwareProfile:
 
 def within(value: object, limits: Limits, where: str) -> float:
     """`value` as a number within `limits`, an int where they are of a count; InputError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
-        raise InputError(f"{value!r} is no number", where=where, cure=_cure(limits))
+    try:
+        if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+            raise InputError(f"{value!r} is no number", where=where, cure=_cure(limits))
+    except OverflowError:  # a whole number beyond any float
+        raise InputError("a number of hundreds of digits is out of range", where=where, cure=_cure(limits)) from None
     try:
         number: float = index(value) if limits.whole else float(value)  # type: ignore[arg-type]
     except TypeError:

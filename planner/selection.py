@@ -187,6 +187,8 @@ def check_files(
 
 def model_files(model: str) -> list[Path]:
     """What a model is read from: a file, or everything in its folder that is no plan or profile."""
+    if not model.strip():
+        return []
     path = Path(model)
     try:
         inside = [one for one in path.iterdir() if one.suffix not in (".yaml", ".yml")] if path.is_dir() else []

@@ -24,6 +24,7 @@ from planner.sweep_points import Point
 from planner.terminal import Advance
 
 Done = TypeVar("Done")
+MOST_WORKERS = 1024
 FIGURES = (
     *TIME_KEYS, "bound_total_s", "gap", "act_share", "waves", "mini_batches", "resident_layers", "binding",
     "link_busy_fraction", "compute_busy_fraction", "gpu_planned_bytes", "gpu_capacity_bytes", "host_planned_bytes",

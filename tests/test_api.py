@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cli_helpers import LENGTHS, cli, write_small_profile
 
@@ -146,12 +147,37 @@ def test_a_run_lays_measured_beside_predicted(plan: hs.Plan) -> None:
         ({"policy": "flexgen"}, "--policy: 'flexgen' is another system"),
         ({"policy": "kv-only", "act_share": 0.5}, "--act-share: policy 'kv-only' has an ACT share of 0"),
         ({"gpu_memory_gb": 50}, "--gpu-memory-gb: 50 GB is more than"),
+        ({"model": ""}, "unknown model ''"),
+        ({"requests": 10**400}, "--requests: a number of hundreds of digits is out of range"),
+        ({"policy": None}, "--policy: unknown policy 'None'"),
         ({"hardware": 4090}, "--hardware: int is neither a name nor a HardwareProfile"),
     ],
 )
 def test_a_mistake_is_the_error_of_the_command(machine: Path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(hs.InputError) as error:
         hs.plan(**({"model": "opt-tiny", "hardware": machine, "dtype": "float32"} | JOB | changes))
+    assert said in str(error.value)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(machine: Path) -> None:
+    lengths = [(np.int64(5), np.int32(4))]
+    found = hs.plan(model="opt-tiny", hardware=machine, dtype="float32", workload=lengths)
+    assert [(r.prompt_len, r.gen_len) for r in found.record.workload.requests] == [(5, 4)]
+
+
+@pytest.mark.parametrize(
+    ("over", "more", "said"),
+    [
+        ("link=1", {}, "over: 'link=1' is no mapping"),
+        ({}, {}, "over: nothing to sweep"),
+        ({"link.h2d": [1]}, {"workers": 0}, "workers: 0 is out of range. Give a whole number from 1 to 1,024"),
+        ({"link.h2d": [1]}, {"workers": "2"}, "workers: '2' is no number"),
+        ({"link.h2d": [1]}, {"policies": [5]}, "policies: [5] names no policies"),
+    ],
+)
+def test_a_sweep_that_nothing_can_be_is_refused(machine: Path, over: Any, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(hs.InputError) as error:
+        hs.sweep(over, **({"model": "opt-tiny", "hardware": machine} | JOB | more))
     assert said in str(error.value)
 
 
@@ -215,3 +241,6 @@ def test_a_scale_model_keeps_the_ratios(plan: hs.Plan) -> None:
     assert "ratios, not speeds" in str(found)
     with pytest.raises(hs.InputError, match="runs on a CPU with a paced link, not on"):
         hs.scale_model("rtx4090-pcie4")
+    for wrong in ({"prompt_len": -1}, {"requests": 0}, {"scale_requests": 1.5}, {"slots_share": float("nan")}):
+        with pytest.raises(hs.InputError, match=next(iter(wrong))):
+            hs.scale_model(plan.hardware, **wrong)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from benchmarks.paper_points import BATCH, costs_of
 from benchmarks.paper_scale import POLICIES_RUN, PROMPTS, REQUESTS, ROUNDS, SHAPES, VOCAB, ScalePoint, scaled
 from benchmarks.records import RESULTS
 from planner.costs import CostModel
+from planner.errors import InputError
 from planner.hardware import HardwareProfile, load_hardware
 from planner.model import load_model
 from planner.scale import Ratios, scaled_model
@@ -97,6 +98,20 @@ def test_a_measurement_that_is_broken_off_goes_on(tmp_path: Path, monkeypatch: p
     assert first["measured"] == {"prefill_s": 4.0, "decode_step_s": 2.0, "total_s": 20.0}  # the lower one in the middle
     assert not (tmp_path / "partial").exists()
     assert "0 percentage points" not in paper_scale_report.scale_report(record)
+
+
+@pytest.mark.parametrize("kept", [
+    '{"spent_s": 1.0, "ru', "[]", '{"spent_s": 1.0}', '{"spent_s": 1.0, "runs": null}', '{"spent_s": -1.0, "runs": {}}',
+    '{"spent_s": NaN, "runs": {}}', '{"spent_s": 1.0, "runs": {"a": [{"predicted": {}}]}}',
+])  # fmt: skip
+def test_what_was_not_kept_so_is_refused_before_anything_is_measured(
+    kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paper_scale, "narrow_profiler", None)
+    monkeypatch.setattr(paper_scale, "PARTIAL", tmp_path)
+    (tmp_path / "runs.json").write_text(kept)
+    with pytest.raises(InputError, match=r"runs\.json: this is no measurement that was broken off\. .*--again"):
+        paper_scale.measure(quick=False, again=False)
 
 
 def test_gains_by_hand() -> None:

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 
 from planner import plan as files
 from planner import report, selection
+from planner.errors import InputError
 from planner.given import FIXED, Given
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec
@@ -154,4 +155,9 @@ def compared(
 
 def names_of(policies: str | Sequence[str] | None) -> str | None:
     """Names as the command line has them: with commas between."""
-    return policies if policies is None or isinstance(policies, str) else ",".join(policies)
+    if policies is None or isinstance(policies, str):
+        return policies
+    if not isinstance(policies, Sequence) or not all(isinstance(name, str) for name in policies):
+        cure = "Give a name, or a list of names"
+        raise InputError(f"{policies!r} names no policies", where="policies", cure=cure)
+    return ",".join(policies)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +71,13 @@ def _workload(workload: WorkloadLike) -> Path | Workload:
     if isinstance(workload, str):
         return Path(workload)
     try:
-        pairs = [(prompt, gen) for prompt, gen in workload]
+        pairs = [(_int(prompt), _int(gen)) for prompt, gen in workload]
     except (TypeError, ValueError):
         cure = "Give a file, or a list of (prompt_len, gen_len)"
         raise InputError("this is no list of requests", where="--workload", cure=cure) from None
     return Workload(tuple(Request(str(i), prompt, gen) for i, (prompt, gen) in enumerate(pairs)))
+
+
+def _int(one: Any) -> Any:
+    """A whole number of numpy or pandas as one of Python; anything else as it is."""
+    return index(one) if isinstance(one, Integral) and not isinstance(one, bool) else one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +123,7 @@ def _check_prompts(plan: files.Plan, prompts: Sequence[Sequence[int]]) -> None:
         if len(prompt) != request.prompt_len:
             what = f"{len(prompt)} tokens, planned are {request.prompt_len}"
             raise InputError(what, where=f"prompts[{i}]", cure="Plan for prompts of these lengths")
-        if not all(isinstance(token, int) and 0 <= token < plan.model.vocab for token in prompt):
+        if not all(isinstance(token, Integral) and 0 <= token < plan.model.vocab for token in prompt):
             raise InputError("not all are token ids", where=f"prompts[{i}]", cure=f"Give 0 to {plan.model.vocab - 1}")
 
 

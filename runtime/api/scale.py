@@ -9,7 +9,7 @@ from rich.console import RenderableType
 
 from planner.costs import CostModel
 from planner.errors import InputError
-from planner.given import Given, hardware_of, model_of
+from planner.given import LIMITS, Given, Limits, hardware_of, model_of, within
 from planner.hardware import HardwareProfile
 from planner.model import ModelSpec
 from planner.planning import make_plan
@@ -110,6 +110,10 @@ def scale_model(
     if machine.gpu.device != "cpu":
         what = f"a scale model runs on a CPU with a paced link, not on {machine.gpu.name}"
         raise InputError(what, where=machine.id, cure="Give what hybridserve.profile() measured here")
+    counts = {"requests": requests, "prompt_len": prompt_len, "scale_requests": scale_requests, "gen_len": gen_len}
+    for name, count in counts.items():
+        within(count, LIMITS[name.removeprefix("scale_")], name)
+    within(slots_share, Limits(0, 1000, whole=False), "slots_share")
     return ScaleModel.of(
         machine, model_of(plain_name(of), None), card, requests, prompt_len, hidden=hidden, layers=layers, vocab=vocab,
         scale_requests=scale_requests, gen_len=gen_len, slots_share=slots_share,

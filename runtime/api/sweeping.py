@@ -10,9 +10,9 @@ from rich.console import Group, RenderableType
 
 from planner import selection, sweep_report
 from planner.errors import InputError
-from planner.given import Given
+from planner.given import Given, Limits, within
 from planner.policies import CACHES
-from planner.sweep import FIGURES, Row, cores
+from planner.sweep import FIGURES, MOST_WORKERS, Row, cores
 from planner.sweep import sweep as run_sweep
 from planner.sweep_axes import Axis, read_axes
 from planner.sweep_points import grid
@@ -100,6 +100,11 @@ def sweep(
 
 def swept(given: Given, over: Mapping[str, Values], policies: str | Sequence[str] | None, workers: int | None) -> Sweep:
     """The sweep of what is given."""
+    if not isinstance(over, Mapping):
+        cure = 'Give values by key, like {"link.h2d": [16, 25, 32]}'
+        raise InputError(f"{over!r} is no mapping", where="over", cure=cure)
+    if workers is not None:
+        workers = int(within(workers, Limits(1, MOST_WORKERS), "workers"))
     if not over:
         raise InputError("nothing to sweep", where="over", cure='Give values by key, like {"link.h2d": [16, 25, 32]}')
     axes = read_axes([f"{key}={_text(values)}" for key, values in over.items()], given.hardware)

@@ -13,11 +13,11 @@ from planner.errors import InputError
 from planner.files import write_whole
 from planner.given import Given
 from planner.policies import CACHES
+from planner.sweep import MOST_WORKERS
 from planner.sweep_axes import Axis, read_axes
 from runtime.api.sweeping import swept_axes
 from runtime.commands.shared import need_plots
 
-MOST_WORKERS = 1024
 PICTURES = (".png", ".svg", ".pdf")
 MOST_DRAWN = 2
 """Keys in one picture."""
