@@ -107,14 +107,17 @@ def measure(quick: bool, again: bool) -> dict[str, Any]:
     folder, rounds = (None, 1) if quick else (PARTIAL, ROUNDS)
     if again and folder and folder.exists():
         shutil.rmtree(folder)
-    before_s = float(_kept(folder)["spent_s"])
+    kept = _kept(folder)
+    before_s = float(kept["spent_s"])
     profiler = narrow_profiler("paper-scale-profile")
     with profiler.measuring():
         for i in range(1 if quick else FIRST_ROUNDS):
             _say(f"profile: round {i + 1}")
             profiler.round_of_turns()
         profile = profiler.profile()
-        points = list(_points(profile, folder, SHAPES[:1] if quick else SHAPES, PROMPTS[:1] if quick else PROMPTS))
+        points = list(
+            _points(profile, folder, kept["runs"], SHAPES[:1] if quick else SHAPES, PROMPTS[:1] if quick else PROMPTS)
+        )
         refuse_shared(profile, [point.plan for point in points])
         done, speeds = 0, deque[Speed](maxlen=len(points))
         for turn in range(rounds):
@@ -150,10 +153,13 @@ def _in_turn(points: list[ScalePoint], turn: int) -> Iterator[ScalePoint]:
 
 
 def _points(
-    profile: HardwareProfile, folder: Path | None, shapes: tuple[tuple[str, int, int], ...], prompts: tuple[int, ...]
+    profile: HardwareProfile,
+    folder: Path | None,
+    known: dict[str, Any],
+    shapes: tuple[tuple[str, int, int], ...],
+    prompts: tuple[int, ...],
 ) -> Iterator[ScalePoint]:
     """Planned now, or as they were when the measurement was broken off."""
-    known = _kept(folder)["runs"]
     for target, hidden, layers in shapes:
         model = scaled_model(load_model(target), hidden, layers, VOCAB)
         for prompt in prompts:

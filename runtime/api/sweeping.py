@@ -29,6 +29,9 @@ Values = str | float | Iterable[str | float]
 """Of one key: numbers or names, or text as `--set` takes it: "8,16,32", "8..64*2", "x0.5,x2"."""
 
 
+BY_KEY = 'Give values by key, like {"link.h2d": [16, 25, 32]}'
+
+
 @dataclass(frozen=True, repr=False)
 class Sweep(Result):
     """Plans of one job for every combination of values."""
@@ -101,12 +104,11 @@ def sweep(
 def swept(given: Given, over: Mapping[str, Values], policies: str | Sequence[str] | None, workers: int | None) -> Sweep:
     """The sweep of what is given."""
     if not isinstance(over, Mapping):
-        cure = 'Give values by key, like {"link.h2d": [16, 25, 32]}'
-        raise InputError(f"{over!r} is no mapping", where="over", cure=cure)
+        raise InputError(f"{over!r} is no mapping", where="over", cure=BY_KEY)
     if workers is not None:
         workers = int(within(workers, Limits(1, MOST_WORKERS), "workers"))
     if not over:
-        raise InputError("nothing to sweep", where="over", cure='Give values by key, like {"link.h2d": [16, 25, 32]}')
+        raise InputError("nothing to sweep", where="over", cure=BY_KEY)
     axes = read_axes([f"{key}={_text(values)}" for key, values in over.items()], given.hardware)
     return swept_axes(given, axes, policies, workers, _silent)
 
