@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
 from benchmarks.paper_flexgen import best_setting, without_barriers
 from planner.costs import CostModel
-from planner.decisions import act_share
+from planner.decisions import Decisions, act_share
 from planner.errors import InfeasibleError
+from planner.feasibility import refusal
 from planner.hardware import load_hardware
 from planner.heuristic import Heuristic
 from planner.memory import resident_layers
@@ -20,10 +21,12 @@ from planner.peers.flexgen import FlexGen, speeds
 from planner.peers.forecast import Forecast
 from planner.peers.job import Job
 from planner.plan import MemoryRecord, Prediction, memory_records
-from planner.planning import make_plan, predict
+from planner.planning import collecting_rarely, predict
 from planner.policies import POLICIES
 from planner.search import Options
+from planner.timeline import Timeline
 from planner.wave_timeline import simulate_waves
+from planner.waves import WaveSearch
 from planner.workload import Workload
 
 HARDWARE = "rtx4090-pcie4"
@@ -99,22 +102,37 @@ def in_waves(model: str, prompt: int) -> Figures:
 
 
 def planned(costs: CostModel, work: Workload, policy: str, options: Options) -> Figures:
-    """A plan's figures. InfeasibleError where there is none."""
-    if POLICIES[policy].heuristic:  # its bound and its shadow prices are plans of their own, and not shown here
-        heuristic = Heuristic(costs, work, options)
-        waves = heuristic.waves()
-        if waves is None:
-            raise heuristic.refusal()
-        memory = memory_records(costs.model, costs.hardware, waves)
-        prediction, gap = predict(waves, simulate_waves(costs, waves)), None
-    else:
-        plan = make_plan(costs.hardware, costs.model, work, POLICIES[policy], options)
-        waves, memory, prediction, gap = plan.waves, plan.memory, plan.prediction, plan.gap
+    """A plan's figures, without its shadow prices. InfeasibleError where there is none."""
+    with collecting_rarely():
+        waves, timeline, gap = (_by_heuristic if POLICIES[policy].heuristic else _by_solver)(
+            costs, work, policy, options
+        )
+    prediction, memory = predict(waves, timeline), memory_records(costs.model, costs.hardware, waves)
     found = _of_prediction(prediction, work, memory["gpu"], memory["host"])
     return found | {
         "act_share": _short(act_share(waves)), "waves": len(waves), "mini_batches": len(waves[0].mini_batches),
         "resident_layers": _short(resident_layers(costs.model, waves[0])), "gap": None if gap is None else _short(gap),
     }  # fmt: skip
+
+
+Planned = tuple[Sequence[Decisions], Timeline, float | None]
+"""Waves, their timeline, and the gap that is proven, if any."""
+
+
+def _by_solver(costs: CostModel, work: Workload, policy: str, options: Options) -> Planned:
+    search = WaveSearch(costs, work, POLICIES[policy], options)
+    found = search.run()
+    if found is None:
+        raise refusal(search.whole, POLICIES[policy])
+    return found.waves, found.timeline, max(1 - found.bound_s / found.timeline.total_s, 0.0)
+
+
+def _by_heuristic(costs: CostModel, work: Workload, policy: str, options: Options) -> Planned:
+    heuristic = Heuristic(costs, work, options)
+    waves = heuristic.waves()
+    if waves is None:
+        raise heuristic.refusal()
+    return waves, simulate_waves(costs, waves), None
 
 
 def _of_prediction(one: Prediction, work: Workload, gpu: MemoryRecord, host: MemoryRecord) -> Figures:

@@ -35,7 +35,8 @@ ones, a fifth of its time."""
 
 
 @contextmanager
-def _collecting_rarely() -> Iterator[None]:
+def collecting_rarely() -> Iterator[None]:
+    """While planning; what was set before is set again after it."""
     before = gc.get_threshold()
     gc.set_threshold(max(before[0], COLLECT_AFTER) if before[0] else 0, *before[1:])
     try:
@@ -44,7 +45,7 @@ def _collecting_rarely() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-@_collecting_rarely()
+@collecting_rarely()
 def make_plan(
     hardware: HardwareProfile,
     model: ModelSpec,

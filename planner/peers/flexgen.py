@@ -101,11 +101,11 @@ class FlexGen:
         return Busy(link, compute, nbytes)
 
     def _all_batches(self, now: Stage, then: Stage, new: int) -> float:
-        last = self.setting.batches - 1
-        return sum(
-            self._step(now, then.weights if k == 0 else 0.0, then.cache if k == last else now.cache, new)
-            for k in range(last + 1)
-        )
+        if self.setting.batches == 1:
+            return self._step(now, then.weights, then.cache, new)
+        first, last = self._step(now, then.weights, now.cache, new), self._step(now, 0.0, then.cache, new)
+        between = self.setting.batches - 2
+        return first + (between * self._step(now, 0.0, now.cache, new) if between else 0.0) + last
 
     def _step(self, now: Stage, weights: float, cache: float, new: int) -> float:
         """One (layer, batch): next weights and cache arrive while this batch computes; then everything stops."""
