@@ -177,9 +177,9 @@ class _Patterns:
 
     def of(self, section: Section) -> _Pattern:
         """That of `section`, which comes next."""
-        if section.key not in self._known:
-            self._known[section.key] = self._record(section)
-        return self._known[section.key]
+        if (found := self._known.get(section.key)) is None:
+            found = self._known[section.key] = self._record(section)
+        return found
 
     def _record(self, section: Section) -> _Pattern:
         """Issue a section with placeholders and leave the schedule as it was."""

@@ -67,6 +67,8 @@ class Schedule:
         """What later operations wait for."""
         self.issued = 0
         """The id of the next operation."""
+        self._does: dict[tuple[object, ...], int] = {}
+        """A number for all that mini-batches do in a step: it is compared and hashed in every layer."""
         self._weights = WeightStream(model, decisions, self.marks, len(self.steps))
         self._rings = {content: Ring(content, decisions.cache_slots, self.marks) for content in ("act", "kv")}
         self._stores = Ring("store", decisions.store_slots, self.marks)
@@ -180,17 +182,17 @@ class Schedule:
     def _decode_step(self, step: int) -> Section:
         batches = self.decisions.mini_batches
         parts = tuple(self._part(m, step) for m, batch in enumerate(batches) if batch.decode_steps >= step)
-        does = tuple(part.does for part in parts)
+        does = self._does.setdefault(tuple(part.does for part in parts), len(self._does))
         sections = partial(self._decode_sections, step, parts, does)
         key = "step", does, self._slots, self._weights.sweep_phase(len(parts))
         return Section(key, step, 0, lambda: (op for section in sections() for op in section.operations()), sections)
 
-    def _decode_sections(self, step: int, parts: Sequence[_Part], does: tuple[object, ...]) -> Iterator[Section]:
+    def _decode_sections(self, step: int, parts: Sequence[_Part], does: int) -> Iterator[Section]:
         active = tuple(part.mini_batch for part in parts)
         yield Section(("embed", active), step, -1, partial(self._frame, "embed", step, active))
         for layer in range(self.model.layers):
             operations = partial(self._decode_layer, step, layer, parts)
-            yield Section((does, *self._phase(len(parts), True)), step, layer, operations)
+            yield Section(("layer", does, *self._phase(len(parts), True)), step, layer, operations)
         yield Section(("sample", active), step, -1, partial(self._frame, "sample", step, active))
 
     def _part(self, m: int, step: int) -> _Part:

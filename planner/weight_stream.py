@@ -54,8 +54,8 @@ class _Plan(NamedTuple):
     """Units begun."""
     cut: int
     """Bytes of the last of them that have been sent in the end."""
-    pieces: tuple[tuple[Piece, ...], ...]
-    """As `sent`, without the layers."""
+    kind: int
+    """Equal where the same pieces are sent, of whatever layers, and as much has been sent in the end."""
 
 
 class WeightStream:
@@ -77,6 +77,7 @@ class WeightStream:
         self._goal = lru_cache(maxsize=None)(self._goal_of)
         self._phase = lru_cache(maxsize=8)(self.units.phase)
         self._plans: dict[tuple[object, ...], _Plan] = {}
+        self._kinds: dict[tuple[object, ...], int] = {}
 
     @property
     def counters(self) -> tuple[int, ...]:
@@ -92,8 +93,7 @@ class WeightStream:
         if not self.units.units:
             return ()
         sweep, layer = divmod(self._entered, self._layers)
-        plan = self._planned(sweep, layer, parts, even)
-        return self.units.slots_of(sweep, layer), plan.pieces, plan.passed, plan.cut
+        return self.units.slots_of(sweep, layer), self._planned(sweep, layer, parts, even).kind
 
     def sweep_phase(self, parts: int) -> tuple[object, ...]:
         """All that decides what the next sweep does while decoding, with so many parts in every layer."""
@@ -170,9 +170,9 @@ class WeightStream:
 
     def _planned(self, sweep: int, layer: int, parts: int, even: bool) -> _Plan:
         key = self._key(sweep, layer, parts, even)
-        if key not in self._plans:
-            self._plans[key] = self._plan(sweep, layer, parts, even)
-        return self._plans[key]
+        if (found := self._plans.get(key)) is None:
+            found = self._plans[key] = self._plan(sweep, layer, parts, even)
+        return found
 
     def _plan(self, sweep: int, layer: int, parts: int, even: bool) -> _Plan:
         begin: _Place = (self._target, self._cut)
@@ -184,8 +184,10 @@ class WeightStream:
                 end = max(begin, (sweep * len(self.units.units) + number, cut))
             found.append(self._between(begin, end))
             begin = end
-        pieces = tuple(tuple(piece for piece, _ in sent) for sent in found)
-        return _Plan(found, begin[0] - self._target, begin[1], pieces)
+        pieces, passed = tuple(tuple(piece for piece, _ in sent) for sent in found), begin[0] - self._target
+        # A number for what is compared and hashed in every layer.
+        kind = self._kinds.setdefault((pieces, passed, begin[1]), len(self._kinds))
+        return _Plan(found, passed, begin[1], kind)
 
     def _between(self, begin: _Place, end: _Place) -> _Sent:
         """All from one place to another, but what the sweeps before the job and after it would send."""
