@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate, combinations_with_replacement, pairwise, product
+from itertools import accumulate, combinations_with_replacement, islice, pairwise, product
 from typing import Any
 
 from benchmarks.records import write
@@ -27,6 +27,8 @@ from planner.placement import MiniBatch, RequestGroup
 from planner.policies import POLICIES
 from planner.search import Options
 from planner.simulator import simulate
+from planner.sweep import cores, in_parallel
+from planner.terminal import steps
 from planner.waves import WaveSearch
 from planner.workload import Request, Workload
 
@@ -151,26 +153,28 @@ def planned_s(job: Job) -> tuple[float, float] | None:
     return (found.timeline.total_s, 1 - found.bound_s / found.timeline.total_s) if found else None
 
 
+def compared(number: int, job: Job) -> dict[str, Any] | None:
+    """The record of one job; None where nothing fits. Says where a plan is slower than one that was enumerated."""
+    everything, plan = best_of_all(job), planned_s(job)
+    if not (everything or plan):
+        return None
+    assert plan, f"job {number}: something fits, but no plan was found: {job.describe()}"
+    best_s, count = everything or (None, 0)
+    if best_s and plan[0] > best_s * (1 + CLOSE):
+        print(f"job {number}: {plan[0] / best_s - 1:.2%} slower than the best of {count}", flush=True)
+    return {"job": number, **job.describe(), "plan_s": plan[0], "gap": plan[1], "best_s": best_s, "plans": count}
+
+
 def main() -> None:
     """Run and write the record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=JOBS, help=f"default {JOBS}, of which those that fit count")
     options = parser.parse_args()
     started, rows = time.perf_counter(), list[dict[str, Any]]()
-    for i, job in enumerate(jobs(10 * options.jobs)):
-        everything, plan = best_of_all(job), planned_s(job)
-        if everything or plan:
-            assert plan, f"job {i}: something fits, but no plan was found: {job.describe()}"
-            best_s, count = everything or (None, 0)
-            rows.append(
-                {"job": i, **job.describe(), "plan_s": plan[0], "gap": plan[1], "best_s": best_s, "plans": count}
-            )
-            if best_s and plan[0] > best_s * (1 + CLOSE):
-                print(f"job {i}: {plan[0] / best_s - 1:.2%} slower than the best of {count}", flush=True)
-        if len(rows) == options.jobs:
-            break
-        if i % 20 == 19:
-            print(f"{len(rows)} of {options.jobs}", flush=True)
+    numbered = enumerate(jobs(10 * options.jobs))
+    with steps("comparing") as advance:
+        while len(rows) < options.jobs and (more := list(islice(numbered, options.jobs - len(rows)))):
+            rows += filter(None, in_parallel(compared, more, cores(), advance))
     print(summary(rows))
     print(f"written: {write(RECORD, {'seed': SEED, 'took_s': round(time.perf_counter() - started), 'jobs': rows})}")
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from math import inf
 
 import numpy as np
 
-from planner.columns import Columns, Floats, Ints
+from planner.columns import Columns, Floats
 from planner.contention import Contention
 from planner.operation import STREAMS
 
@@ -26,17 +25,20 @@ def run_clocks(columns: Columns, seconds: Floats, contention: Contention) -> tup
     """
     queues = columns.queues
     starts, ends = _advance(
-        [(*seconds[queue].tolist(), 0.0) for queue in queues], [_needs(columns, queue) for queue in queues], contention
-    )
-    order = np.concatenate(queues)
+        [(*seconds[queue].tolist(), 0.0) for queue in queues], [_needs(columns, own) for own in range(len(queues))],
+        contention,
+    )  # fmt: skip
     start_s, end_s = np.empty(len(columns)), np.empty(len(columns))
-    start_s[order], end_s[order] = (np.fromiter(chain(*times), np.float64, len(columns)) for times in (starts, ends))
+    for queue, start, end in zip(queues, starts, ends, strict=True):
+        start_s[queue], end_s[queue] = start, end
     return start_s, end_s
 
 
-def _needs(columns: Columns, queue: Ints) -> list[list[int]]:
-    """Of every stream, how many operations must have ended before each of `queue` may start; then what never is."""
-    return [[*needs[queue].tolist(), len(columns) + 1] for needs in columns.needs]
+def _needs(columns: Columns, own: int) -> list[list[int]]:
+    """Of every other stream, how many operations must have ended before each of stream `own` may start; then what never
+    is."""
+    queue, never = columns.queues[own], len(columns) + 1
+    return [[*needs[queue].tolist(), never] if of != own else [] for of, needs in enumerate(columns.needs)]
 
 
 def _advance(  # noqa: PLR0912, PLR0915 - written out

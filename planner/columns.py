@@ -7,7 +7,7 @@ in, and a step is recorded as copies of its layers. Nothing is said here about w
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -65,10 +65,14 @@ class Columns:
 
     def operation(self, i: int) -> Operation:
         """Operation i, without its waits and buffers."""
-        return Operation(
-            i, KINDS[self.kind[i]], STREAMS[self.stream[i]], int(self.step[i]), int(self.layer[i]), int(self.part[i]),
-            nbytes=int(self.nbytes[i]), offset=int(self.offset[i]),
-        )  # fmt: skip
+        return next(self.operations(np.array([i])))
+
+    def operations(self, rows: Ints) -> Iterator[Operation]:
+        """The same of each of `rows`."""
+        columns = (self.kind, self.stream, self.step, self.layer, self.part, self.nbytes, self.offset)
+        values = zip(rows.tolist(), *(column[rows].tolist() for column in columns), strict=True)
+        for i, kind, stream, step, layer, part, nbytes, offset in values:
+            yield Operation(i, KINDS[kind], STREAMS[stream], step, layer, part, nbytes=nbytes, offset=offset)
 
     @classmethod
     def joined(cls, parts: Sequence[Columns]) -> Columns:

@@ -60,7 +60,17 @@ class Heuristic:
         return found
 
     def what_if(self, waves: Sequence[Decisions], timeline: Timeline) -> list[WhatIf]:
-        """What the heuristic makes of a step more of each resource: planned and estimated again, at least nothing."""
+        """What the heuristic makes of a step more of each resource: planned and estimated again, at least nothing.
+
+        With as many mini-batches as now where all waves have as many: another number of them is luck, not the resource.
+        """
+        counts = {len(wave.mini_batches) for wave in waves}
+        if len(counts) == 1:
+            options = replace(self.options, mini_batches=counts.pop())
+            return Heuristic(self.costs, self.workload, options)._what_if(waves, timeline)
+        return self._what_if(waves, timeline)
+
+    def _what_if(self, waves: Sequence[Decisions], timeline: Timeline) -> list[WhatIf]:
         now_s = estimated_waves_s(self.costs, waves)
         return [self._answer(step, now_s, timeline) for step in steps(self.costs.hardware)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from planner.clocks import run_clocks
@@ -48,12 +50,15 @@ class Durations:
         """[operations] `of` each operation, asked once for those that are alike."""
         seconds = np.empty(len(columns))
         alike = columns.alike
-        seconds[alike.rows] = np.array([self.of(columns.operation(i)) for i in alike.first.tolist()])[alike.group]
+        seconds[alike.rows] = self._each(columns.operations(alike.first))[alike.group]
         for stream in ("h2d", "d2h"):
             rows = columns.queues[STREAM_CODE[stream]]
             _, first, group = np.unique(columns.nbytes[rows], return_index=True, return_inverse=True)
-            seconds[rows] = np.array([self.of(columns.operation(i)) for i in rows[first].tolist()])[group]
+            seconds[rows] = self._each(columns.operations(rows[first]))[group]
         return seconds
+
+    def _each(self, operations: Iterable[Operation]) -> Floats:
+        return np.array([self.of(op) for op in operations])
 
     def cost(self, op: Operation) -> OpCost:
         """Seconds and work of a compute operation."""

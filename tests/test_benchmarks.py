@@ -12,7 +12,7 @@ from benchmarks import crashes, efficiency, engine_docs
 from benchmarks.bounds import Bound, start_delays
 from benchmarks.demo import ROOT, load, table, with_table
 from benchmarks.records import RESULTS
-from benchmarks.simulator import job, summary
+from benchmarks.simulator import job, planned, summary
 from planner.costs import CostModel
 from planner.hardware import load_hardware
 from planner.model import load_model
@@ -20,6 +20,7 @@ from planner.planning import make_plan
 from planner.policies import CACHES, POLICIES
 from planner.report import plan_report
 from planner.schedule import Schedule
+from planner.search import Options
 from planner.simulator import simulate
 from planner.workload import Workload
 
@@ -52,10 +53,11 @@ def test_readme_shows_the_plan_that_the_command_prints() -> None:
 
 
 def test_the_simulator_benchmark_counts_operations() -> None:
-    found = job(load_hardware("rtx4090-pcie4"), "opt-125m", 40, POLICIES["kv-only"])
+    found = job(load_hardware("rtx4090-pcie4"), "opt-125m", 40, POLICIES["kv-only"], Options())
     assert found["operations"] > 12 * 127
     assert min(found[key] for key in ("plan_s", "simulate_s", "explain_s")) > 0
-    assert "1 of 1 jobs of the grid are feasible" in summary(found, [found])
+    grid = [planned("opt-125m", 40, "kv-only"), planned("opt-66b", 1920, "resident")]
+    assert "2 jobs, of which 1 are feasible" in summary(found, grid, 1.0, 1)
 
 
 def test_the_document_of_the_engine_shows_the_records() -> None:
