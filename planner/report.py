@@ -88,10 +88,10 @@ def memory_report(name: str, record: MemoryRecord) -> Table:
 
 
 def policies_report(title: str, found: Sequence[Plan | Forecast]) -> RenderableType:
-    """Policies side by side, and what limits each."""
+    """Policies side by side, and what limits each. Other systems' rounds are waves."""
     table = new_table(
         title, "policy", "tokens/s", "total", "prefill",
-        "decode step", "ACT", "gap",
+        "a step", "ACT", "waves", "gap",
     )  # fmt: skip
     best = max(_figures(one).throughput_tokens_per_s for one in found)
     for one in found:
@@ -99,6 +99,7 @@ def policies_report(title: str, found: Sequence[Plan | Forecast]) -> RenderableT
         table.add_row(
             one.policy, digits(p.throughput_tokens_per_s), seconds(p.total_s), seconds(p.prefill_s),
             seconds(p.decode_step_s), "-" if p.act_share is None else f"{p.act_share:.0%}",
+            f"{len(one.waves) if isinstance(one, Plan) else one.rounds}",
             f"{one.gap:.2%}" if isinstance(one, Plan) else "-",
             style="bold" if p.throughput_tokens_per_s == best else None,
         )  # fmt: skip
