@@ -12,13 +12,13 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate, combinations_with_replacement, islice, pairwise, product
+from itertools import combinations_with_replacement, islice, product
 from typing import Any
 
 from benchmarks.records import write
 from planner.composition import compositions
 from planner.costs import CostModel
-from planner.decisions import Decisions, chunk_prompts, spread_parts, streams
+from planner.decisions import Decisions, chunk_prompts, spreads, streams
 from planner.forms import FORMS, KV_HOST, blocks_for
 from planner.hardware import HardwareProfile, load_hardware
 from planner.memory import gpu_lines, host_lines, planned_bytes
@@ -112,12 +112,6 @@ def enumerated(job: Job) -> Iterator[Decisions]:
             for resident in spreads(job.model):
                 if found := _fitting(job, batches, resident):
                     yield found
-
-
-def spreads(model: ModelSpec) -> list[tuple[int, ...]]:
-    """Every amount of resident weights, spread over the layers, the least first."""
-    steps = [b - a for a, b in pairwise(model.prefix_bytes) for _ in range(model.layers)]
-    return [spread_parts(model, nbytes / model.layer_bytes) for nbytes in accumulate(steps, initial=0)]
 
 
 def _in_forms(members: list[int], kinds: list[tuple[int, int]]) -> Iterator[MiniBatch]:

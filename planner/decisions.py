@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, pairwise
 
 from planner.forms import FORMS, CacheForm
 from planner.model import ModelSpec
@@ -142,6 +144,12 @@ def spread_parts(model: ModelSpec, layers: float) -> tuple[int, ...]:
     return tuple(least + (i in more) for i in range(model.layers)) if least or more else ()
 
 
+def spreads(model: ModelSpec) -> list[tuple[int, ...]]:
+    """Every amount of resident weights, spread over the layers, the least first."""
+    steps = [b - a for a, b in pairwise(model.prefix_bytes) for _ in range(model.layers)]
+    return [spread_parts(model, nbytes / model.layer_bytes) for nbytes in accumulate(steps, initial=0)]
+
+
 def kept_layers(model: ModelSpec, parts: Sequence[int]) -> float:
     """How many whole layers resident parts come to."""
     return kept_bytes(model, parts) / model.layer_bytes
@@ -161,26 +169,48 @@ def streams(model: ModelSpec, parts: Sequence[int]) -> bool:
 def chunk_prompts(
     mini_batches: tuple[MiniBatch, ...], prompt_lens: dict[int, int], chunk_tokens: int, pass_tokens: int
 ) -> tuple[PrefillPass, ...]:
-    """Cut every mini-batch's prompts into chunks of at most `chunk_tokens` (one prompt is never cut), and
+    """Pack every mini-batch's prompts into chunks of at most `chunk_tokens` (one prompt is never cut), and
     gather chunks into as few passes of at most `pass_tokens` as that takes (one chunk is never cut).
 
     Passes are level, since the shortest one hides least of the weights that each of them loads.
     """
-    chunks: list[PrefillChunk] = []
-    for index, mini_batch in enumerate(mini_batches):
-        held: list[int] = []
-        tokens = 0
-        for request in mini_batch.requests:
-            length = prompt_lens[request]
-            if held and tokens + length > chunk_tokens:
-                chunks.append(PrefillChunk(index, tuple(held), tokens))
-                held, tokens = [], 0
-            held.append(request)
-            tokens += length
-        chunks.append(PrefillChunk(index, tuple(held), tokens))
+    chunks = [
+        PrefillChunk(index, tuple(held), sum(prompt_lens[r] for r in held))
+        for index, mini_batch in enumerate(mini_batches)
+        for held in _packed(mini_batch.requests, prompt_lens, chunk_tokens)
+    ]
     filled = _gather(chunks, pass_tokens, len(chunks))
     level = _gather(chunks, pass_tokens, len(filled))
     return level if len(level) == len(filled) else filled
+
+
+def _packed(requests: Sequence[int], prompt_lens: dict[int, int], most: int) -> list[list[int]]:
+    """Requests in chunks of at most `most` tokens, in their order, or where that makes fewer chunks, each into the
+    fullest that still has room, the longest prompts first. A longer prompt is alone.
+
+    Either way those of a chunk keep their order, and equal ones that follow each other do so in it.
+    """
+    in_order: list[list[int]] = []
+    room = 0
+    for r in requests:
+        if prompt_lens[r] > room:
+            in_order.append([])
+            room = most
+        in_order[-1].append(r)
+        room -= prompt_lens[r]
+    if len(in_order) <= -(-sum(prompt_lens[r] for r in requests) // most):
+        return in_order
+    packed: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (tokens left, number of the chunk), ascending
+    for r in sorted(requests, key=lambda r: -prompt_lens[r]):
+        at = bisect_left(rooms, (prompt_lens[r], 0))
+        left, chunk = rooms.pop(at) if at < len(rooms) else (most, len(packed))
+        if chunk == len(packed):
+            packed.append([])
+        packed[chunk].append(r)
+        insort(rooms, (left - prompt_lens[r], chunk))
+    place = {r: i for i, r in enumerate(requests)}
+    return [sorted(chunk, key=place.__getitem__) for chunk in packed] if len(packed) < len(in_order) else in_order
 
 
 def _gather(chunks: list[PrefillChunk], pass_tokens: int, count: int) -> tuple[PrefillPass, ...]:

@@ -3,15 +3,15 @@ simulated: the paper's heuristic, and of a few requests every way to combine the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, product
 
 from planner.composition import compositions
-from planner.decisions import Decisions, spread_parts, streams
+from planner.decisions import EXACT, Decisions, kept_layers, spreads, streams
 from planner.forms import CacheForm
 from planner.greedy import Greedy
-from planner.memory import resident_layers
 from planner.placement import MiniBatch, RequestGroup
 from planner.search import Found, Search
 from planner.simulator import simulate
@@ -60,14 +60,12 @@ def with_any_composition(search: Search, best: Chosen) -> Chosen:
 
 
 def with_whole_forms(search: Search, best: Chosen) -> Chosen:
-    """Every request in a single form, in the mini-batches that are best so far."""
+    """Every request in a single form, or as it is, in the mini-batches that are best so far; and in every way to share
+    the GPU between prefill's buffers and weights, which the split has weighed by averages."""
     if search.options.act_share is not None:
         return best
     left = MOST_OPERATIONS // max(len(best[1].spans), 1)
-    for decisions in _whole(search, best[0].decisions):
-        if not left:
-            break
-        left -= 1
+    for decisions in islice(_whole(search, best[0].decisions), left):
         timeline = simulate(search.costs, decisions)
         if timeline.total_s < best[1].total_s:
             best = Found(decisions, timeline.total_s, 0.0, 1), timeline
@@ -76,11 +74,11 @@ def with_whole_forms(search: Search, best: Chosen) -> Chosen:
 
 def _whole(search: Search, like: Decisions) -> Iterator[Decisions]:
     """What fits of all such choices; requests of one mini-batch that are alike are interchangeable."""
-    model, most = search.costs.model, search.options.max_resident_layers
-    resident = {like.resident_parts, (), spread_parts(model, model.layers if most is None else min(most, model.layers))}
+    amounts = _amounts(search)
     members = [
         (m, g, r) for m, b in enumerate(like.mini_batches) for g, group in enumerate(b.groups) for r in group.requests
     ]
+    yield from _shared(search, like, amounts)
     seen = set()
     for forms in product(search.forms, repeat=len(members)):
         alike = sorted(zip(((m, *_lengths(like, m, g)) for m, g, _ in members), (f.name for f in forms), strict=True))
@@ -89,9 +87,15 @@ def _whole(search: Search, like: Decisions) -> Iterator[Decisions]:
         seen.add(tuple(alike))
         of = {r: form for (_, _, r), form in zip(members, forms, strict=True)}
         batches = tuple(_in_forms(batch, of) for batch in like.mini_batches)
-        for parts in sorted(resident, reverse=True):
-            if found := _fitting(search, replace(like, mini_batches=batches, resident_parts=parts)):
-                yield found
+        yield from _shared(search, replace(like, mini_batches=batches), amounts)
+
+
+def _amounts(search: Search) -> list[tuple[int, ...]]:
+    """Every amount of weights on the GPU within the options, the least first."""
+    model, options = search.costs.model, search.options
+    least = options.min_resident_layers * (1 - EXACT)
+    most = (model.layers if options.max_resident_layers is None else options.max_resident_layers) * (1 + EXACT)
+    return [parts for parts in spreads(model) if least <= kept_layers(model, parts) <= most]
 
 
 def _lengths(like: Decisions, m: int, g: int) -> tuple[int, int]:
@@ -106,16 +110,29 @@ def _in_forms(batch: MiniBatch, of: dict[int, CacheForm]) -> MiniBatch:
     ))  # fmt: skip
 
 
-def _fitting(search: Search, decisions: Decisions) -> Decisions | None:
-    """With the longest passes of prefill that fit."""
-    model, options = search.costs.model, search.options
-    if resident_layers(model, decisions) < options.min_resident_layers:
-        return None
-    slots = options.weight_slots if streams(model, decisions.resident_parts) else 0
-    decisions = replace(decisions, weight_slots=slots)
-    for sized in reversed(search.prefill_sizes):
-        passes = search.prefill.passes(decisions.mini_batches, sized.chunk, sized.passed)
-        found = replace(decisions, prefill_passes=passes)
-        if max(search.overshoot(found)) <= 0:
-            return found
-    return None
+def _shared(search: Search, like: Decisions, amounts: Sequence[tuple[int, ...]]) -> Iterator[Decisions]:
+    """`like` with each size of prefill's buffers, the largest first, and the most of `amounts` that fit beside them."""
+    batches, prefill = like.mini_batches, search.prefill
+    passes = [prefill.passes(batches, sized.chunk, sized.passed) for sized in reversed(search.prefill_sizes)]
+    kept = None
+    for one in dict.fromkeys(passes):
+        found = _most_resident(search, replace(like, prefill_passes=one), amounts)
+        if found and found.resident_parts != kept:  # no smaller buffers for the same weights
+            kept = found.resident_parts
+            yield found
+
+
+def _most_resident(search: Search, like: Decisions, amounts: Sequence[tuple[int, ...]]) -> Decisions | None:
+    """`like` with the most of `amounts` that fit."""
+
+    def with_parts(parts: tuple[int, ...]) -> Decisions:
+        slots = search.options.weight_slots if streams(search.costs.model, parts) else 0
+        return replace(like, resident_parts=parts, weight_slots=slots)
+
+    def over(parts: tuple[int, ...]) -> bool:
+        return max(search.overshoot(with_parts(parts))) > 0
+
+    if amounts and not over(amounts[-1]):  # with nothing that streams there are no slots either
+        return with_parts(amounts[-1])
+    fitting = bisect_left(amounts, True, key=over)
+    return with_parts(amounts[fitting - 1]) if fitting else None

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import combinations_with_replacement, product
+from itertools import combinations_with_replacement, islice, product
 
 import pytest
 from helpers import HOST_FORMS, ideal_hardware, ragged, small_model, wide_model
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.exhaustive import spreads
+from benchmarks.exhaustive import CLOSE, best_of_all, jobs, planned_s
 from planner.composition import compose
 from planner.costs import CostModel
-from planner.decisions import Decisions, chunk_prompts, streams
+from planner.decisions import Decisions, chunk_prompts, spreads, streams
 from planner.forms import ACT_HOST, FORMS, KV_HOST, CacheForm, blocks_for
 from planner.hardware import HardwareProfile
 from planner.memory import gpu_lines, host_lines, planned_bytes
@@ -183,3 +183,17 @@ def test_nor_where_memory_holds_hardly_more_than_the_buffers(
     costs = CostModel(hardware, model)
     best = min(simulate(costs, decisions).total_s for decisions in fitting(hardware, model, work))
     assert make_plan(hardware, model, work, HYBRID).prediction.total_s <= best * 1.01
+
+
+MISSED = (54, 101)
+"""Of the benchmark: prefill's buffers and weights, or these and the forms, had to be chosen together. Plans were
+0.2 and 1.3 % slower than the best."""
+
+
+@pytest.mark.parametrize("number", MISSED)
+def test_nor_of_jobs_of_the_benchmark_that_once_had_faster_plans(number: int) -> None:
+    job = next(islice(jobs(number + 1), number, None))
+    best, plan = best_of_all(job), planned_s(job)
+    assert best is not None
+    assert plan is not None
+    assert plan[0] <= best[0] * (1 + CLOSE)

@@ -68,8 +68,13 @@ def test_chunks_and_passes_keep_their_limits(batches: tuple[MiniBatch, ...], chu
     prompts = {r: g.prompt_len for batch in batches for g in batch.groups for r in g.requests}
     passes = chunk_prompts(batches, prompts, chunk, passed)
     chunks = [c for chunks in passes for c in chunks]
-    assert [r for c in chunks for r in c.requests] == [r for batch in batches for r in batch.requests]
+    assert sorted(r for c in chunks for r in c.requests) == sorted(r for batch in batches for r in batch.requests)
     for c in chunks:
+        places = [batches[c.mini_batch].requests.index(r) for r in c.requests]
+        assert places == sorted(places)
+        for group in batches[c.mini_batch].groups:  # the engine takes them as one slice
+            mine = [group.requests.index(r) for r in c.requests if r in group.requests]
+            assert mine == list(range(mine[0], mine[0] + len(mine))) if mine else True
         assert c.tokens == sum(prompts[r] for r in c.requests)
         assert set(c.requests) <= set(batches[c.mini_batch].requests)
         assert c.tokens <= chunk or len(c.requests) == 1
@@ -84,6 +89,13 @@ def test_chunks_are_as_full_as_they_can_be() -> None:
         [(0, (0, 1, 2))],
         [(0, (3, 4)), (1, (5, 6))],
     ]  # passes are level
+
+
+def test_prompts_are_packed_where_their_order_would_make_more_chunks() -> None:
+    lengths = [393, 1383, 579]
+    batch = MiniBatch(tuple(RequestGroup((r,), n, 2, (KV_HOST,) * 99) for r, n in enumerate(lengths)))
+    passes = chunk_prompts((batch,), dict(enumerate(lengths)), 1400, 4096)
+    assert [c.requests for chunks in passes for c in chunks] == [(1,), (0, 2)]
 
 
 @given(st.integers(1, 100), st.data())
