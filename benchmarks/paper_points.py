@@ -104,9 +104,8 @@ def in_waves(model: str, prompt: int) -> Figures:
 def planned(costs: CostModel, work: Workload, policy: str, options: Options) -> Figures:
     """A plan's figures, without its shadow prices. InfeasibleError where there is none."""
     with collecting_rarely():
-        waves, timeline, gap = (_by_heuristic if POLICIES[policy].heuristic else _by_solver)(
-            costs, work, policy, options
-        )
+        by = _by_heuristic if POLICIES[policy].heuristic else _by_solver
+        waves, timeline, gap = by(costs, work, policy, options)
     prediction, memory = predict(waves, timeline), memory_records(costs.model, costs.hardware, waves)
     found = _of_prediction(prediction, work, memory["gpu"], memory["host"])
     return found | {
