@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import TypeVar
 
 from planner.forms import FORMS, CacheForm
 from planner.model import ModelSpec
@@ -14,6 +15,7 @@ from planner.placement import FORM_INDEX, MiniBatch
 
 EXACT = 1e-9
 """Relative: what real numbers may lack of a whole part."""
+_Item = TypeVar("_Item")
 _ACT = [FORM_INDEX[form.name] for form in FORMS if form.rebuilt]
 
 
@@ -172,16 +174,15 @@ def chunk_prompts(
     """Pack every mini-batch's prompts into chunks of at most `chunk_tokens` (one prompt is never cut), and
     gather chunks into as few passes of at most `pass_tokens` as that takes (one chunk is never cut).
 
-    Passes are level, since the shortest one hides least of the weights that each of them loads.
+    Passes are level, since the shortest one hides least of the weights that each of them loads; and so are chunks of
+    unlike prompts, since short ones run at lower rates. Equal prompts are attended in one call, so those fill them up.
     """
     chunks = [
         PrefillChunk(index, tuple(held), sum(prompt_lens[r] for r in held))
         for index, mini_batch in enumerate(mini_batches)
         for held in _packed(mini_batch.requests, prompt_lens, chunk_tokens)
     ]
-    filled = _gather(chunks, pass_tokens, len(chunks))
-    level = _gather(chunks, pass_tokens, len(filled))
-    return level if len(level) == len(filled) else filled
+    return tuple(tuple(held) for held in _gathered(chunks, [chunk.tokens for chunk in chunks], pass_tokens, level=True))
 
 
 def _packed(requests: Sequence[int], prompt_lens: dict[int, int], most: int) -> list[list[int]]:
@@ -190,15 +191,9 @@ def _packed(requests: Sequence[int], prompt_lens: dict[int, int], most: int) -> 
 
     Either way those of a chunk keep their order, and equal ones that follow each other do so in it.
     """
-    in_order: list[list[int]] = []
-    room = 0
-    for r in requests:
-        if prompt_lens[r] > room:
-            in_order.append([])
-            room = most
-        in_order[-1].append(r)
-        room -= prompt_lens[r]
-    if len(in_order) <= -(-sum(prompt_lens[r] for r in requests) // most):
+    lengths = [prompt_lens[r] for r in requests]
+    in_order = _gathered(requests, lengths, most, level=len(set(lengths)) > 1)
+    if len(in_order) <= -(-sum(lengths) // most):
         return in_order
     packed: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (tokens left, number of the chunk), ascending
@@ -213,19 +208,24 @@ def _packed(requests: Sequence[int], prompt_lens: dict[int, int], most: int) -> 
     return [sorted(chunk, key=place.__getitem__) for chunk in packed] if len(packed) < len(in_order) else in_order
 
 
-def _gather(chunks: list[PrefillChunk], pass_tokens: int, count: int) -> tuple[PrefillPass, ...]:
-    """Passes of at most `pass_tokens`; `count` level ones where that holds, as full as it allows beyond."""
-    total = sum(chunk.tokens for chunk in chunks)
-    passes: list[PrefillPass] = []
-    held: list[PrefillChunk] = []
-    tokens = done = 0
-    for chunk in chunks:
-        enough = count < len(chunks) and (2 * done + chunk.tokens) * count > 2 * total * (len(passes) + 1)
-        if held and (tokens + chunk.tokens > pass_tokens or enough):
-            passes.append(tuple(held))
-            held, tokens = [], 0
-        held.append(chunk)
-        tokens += chunk.tokens
-        done += chunk.tokens
-    passes.append(tuple(held))
-    return tuple(passes)
+def _gathered(items: Sequence[_Item], tokens: Sequence[int], most: int, level: bool) -> list[list[_Item]]:
+    """`items` of so many tokens in order, in as few parts of at most `most` as that takes (one item is never cut): each
+    as full as it can be, or all about `level`."""
+    filled = _parts(items, tokens, most, len(items))
+    found = _parts(items, tokens, most, len(filled)) if level else filled
+    return found if len(found) == len(filled) else filled
+
+
+def _parts(items: Sequence[_Item], tokens: Sequence[int], most: int, count: int) -> list[list[_Item]]:
+    """Parts of at most `most`; `count` level ones where that holds, as full as it allows beyond."""
+    total, done, held = sum(tokens), 0, 0
+    found: list[list[_Item]] = []
+    for item, more in zip(items, tokens, strict=True):
+        enough = count < len(items) and (2 * done + more) * count > 2 * total * len(found)
+        if not found or held + more > most or enough:
+            found.append([])
+            held = 0
+        found[-1].append(item)
+        held += more
+        done += more
+    return found

@@ -91,6 +91,13 @@ def test_chunks_are_as_full_as_they_can_be() -> None:
     ]  # passes are level
 
 
+def test_chunks_of_unlike_prompts_are_level() -> None:
+    lengths = [985, 869, 283]
+    batch = MiniBatch(tuple(RequestGroup((r,), n, 2, (KV_HOST,) * 99) for r, n in enumerate(lengths)))
+    passes = chunk_prompts((batch,), dict(enumerate(lengths)), 2048, 4096)
+    assert [c.requests for chunks in passes for c in chunks] == [(0,), (1, 2)]
+
+
 def test_prompts_are_packed_where_their_order_would_make_more_chunks() -> None:
     lengths = [393, 1383, 579]
     batch = MiniBatch(tuple(RequestGroup((r,), n, 2, (KV_HOST,) * 99) for r, n in enumerate(lengths)))
