@@ -10,7 +10,6 @@ from benchmarks.paper_flexgen import best_setting, without_barriers
 from planner.costs import CostModel
 from planner.decisions import Decisions, act_share
 from planner.errors import InfeasibleError
-from planner.feasibility import refusal
 from planner.hardware import load_hardware
 from planner.heuristic import Heuristic
 from planner.memory import resident_layers
@@ -21,12 +20,11 @@ from planner.peers.flexgen import FlexGen, speeds
 from planner.peers.forecast import Forecast
 from planner.peers.job import Job
 from planner.plan import MemoryRecord, Prediction, memory_records
-from planner.planning import collecting_rarely, predict
+from planner.planning import collecting_rarely, predict, solved
 from planner.policies import POLICIES
 from planner.search import Options
 from planner.timeline import Timeline
 from planner.wave_timeline import simulate_waves
-from planner.waves import WaveSearch
 from planner.workload import Workload
 
 HARDWARE = "rtx4090-pcie4"
@@ -119,11 +117,8 @@ Planned = tuple[Sequence[Decisions], Timeline, float | None]
 
 
 def _by_solver(costs: CostModel, work: Workload, policy: str, options: Options) -> Planned:
-    search = WaveSearch(costs, work, POLICIES[policy], options)
-    found = search.run()
-    if found is None:
-        raise refusal(search.whole, POLICIES[policy])
-    return found.waves, found.timeline, max(1 - found.bound_s / found.timeline.total_s, 0.0)
+    _, found = solved(costs, work, POLICIES[policy], options)
+    return found.waves, found.timeline, found.gap
 
 
 def _by_heuristic(costs: CostModel, work: Workload, policy: str, options: Options) -> Planned:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import islice, product
 
 from planner.composition import compositions
-from planner.decisions import EXACT, Decisions, kept_layers, spreads, streams
+from planner.decisions import EXACT, Decisions, PrefillPass, kept_layers, spreads, streams
 from planner.forms import CacheForm
 from planner.greedy import Greedy
 from planner.placement import MiniBatch, RequestGroup
@@ -75,10 +75,13 @@ def with_whole_forms(search: Search, best: Chosen) -> Chosen:
 def _whole(search: Search, like: Decisions) -> Iterator[Decisions]:
     """What fits of all such choices; requests of one mini-batch that are alike are interchangeable."""
     amounts = _amounts(search)
+    # Whatever the forms: these are of prompts, the largest buffers first.
+    sizes = ((sized.chunk, sized.passed) for sized in reversed(search.prefill_sizes))
+    passes = list(dict.fromkeys(search.prefill.passes(like.mini_batches, *size) for size in sizes))
     members = [
         (m, g, r) for m, b in enumerate(like.mini_batches) for g, group in enumerate(b.groups) for r in group.requests
     ]
-    yield from _shared(search, like, amounts)
+    yield from _shared(search, like, passes, amounts)
     seen = set()
     for forms in product(search.forms, repeat=len(members)):
         alike = sorted(zip(((m, *_lengths(like, m, g)) for m, g, _ in members), (f.name for f in forms), strict=True))
@@ -87,7 +90,7 @@ def _whole(search: Search, like: Decisions) -> Iterator[Decisions]:
         seen.add(tuple(alike))
         of = {r: form for (_, _, r), form in zip(members, forms, strict=True)}
         batches = tuple(_in_forms(batch, of) for batch in like.mini_batches)
-        yield from _shared(search, replace(like, mini_batches=batches), amounts)
+        yield from _shared(search, replace(like, mini_batches=batches), passes, amounts)
 
 
 def _amounts(search: Search) -> list[tuple[int, ...]]:
@@ -110,12 +113,12 @@ def _in_forms(batch: MiniBatch, of: dict[int, CacheForm]) -> MiniBatch:
     ))  # fmt: skip
 
 
-def _shared(search: Search, like: Decisions, amounts: Sequence[tuple[int, ...]]) -> Iterator[Decisions]:
-    """`like` with each size of prefill's buffers, the largest first, and the most of `amounts` that fit beside them."""
-    batches, prefill = like.mini_batches, search.prefill
-    passes = [prefill.passes(batches, sized.chunk, sized.passed) for sized in reversed(search.prefill_sizes)]
+def _shared(
+    search: Search, like: Decisions, passes: Sequence[tuple[PrefillPass, ...]], amounts: Sequence[tuple[int, ...]]
+) -> Iterator[Decisions]:
+    """`like` with each of `passes`, and the most of `amounts` that fit beside their buffers."""
     kept = None
-    for one in dict.fromkeys(passes):
+    for one in passes:
         found = _most_resident(search, replace(like, prefill_passes=one), amounts)
         if found and found.resident_parts != kept:  # no smaller buffers for the same weights
             kept = found.resident_parts

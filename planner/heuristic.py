@@ -64,19 +64,15 @@ class Heuristic:
 
         With as many mini-batches as now where all waves have as many: another number of them is luck, not the resource.
         """
-        counts = {len(wave.mini_batches) for wave in waves}
+        counts, options = {len(wave.mini_batches) for wave in waves}, self.options
         if len(counts) == 1:
-            options = replace(self.options, mini_batches=counts.pop())
-            return Heuristic(self.costs, self.workload, options)._what_if(waves, timeline)
-        return self._what_if(waves, timeline)
-
-    def _what_if(self, waves: Sequence[Decisions], timeline: Timeline) -> list[WhatIf]:
+            options = replace(options, mini_batches=counts.pop())
         now_s = estimated_waves_s(self.costs, waves)
-        return [self._answer(step, now_s, timeline) for step in steps(self.costs.hardware)]
+        return [self._answer(step, options, now_s, timeline) for step in steps(self.costs.hardware)]
 
-    def _answer(self, step: Step, now_s: float, timeline: Timeline) -> WhatIf:
+    def _answer(self, step: Step, options: Options, now_s: float, timeline: Timeline) -> WhatIf:
         costs = CostModel(with_more(self.costs.hardware, step.resource, step.share), self.costs.model)
-        waves, now = Heuristic(costs, self.workload, self.options).waves(), timeline.throughput_tokens_per_s
+        waves, now = Heuristic(costs, self.workload, options).waves(), timeline.throughput_tokens_per_s
         gained = max(now * (now_s / estimated_waves_s(costs, waves) - 1), 0.0) if waves else 0.0
         if step.resource in RATES:  # more than that share is luck with the number of mini-batches
             gained = min(gained, step.share * now)

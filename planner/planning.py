@@ -70,13 +70,19 @@ Decided = tuple[FoundWaves, list[str], list[WhatIf]]
 """What was found, why it is so, and what more of each resource would bring."""
 
 
-def _by_solver(costs: CostModel, workload: Workload, policy: Policy, options: Options) -> Decided:
+def solved(costs: CostModel, workload: Workload, policy: Policy, options: Options) -> tuple[WaveSearch, FoundWaves]:
+    """The search, and what it found. InfeasibleError where that is nothing."""
     if policy.resident:
         options = replace(options, min_resident_layers=costs.model.layers, max_resident_layers=None)
     search = WaveSearch(costs, workload, policy, options)
     found = search.run()
     if found is None:
         raise refusal(search.whole, policy)
+    return search, found
+
+
+def _by_solver(costs: CostModel, workload: Workload, policy: Policy, options: Options) -> Decided:
+    search, found = solved(costs, workload, policy, options)
     short = short_memory(search.whole) if len(found.waves) > 1 else ""
     why = reasons(costs, policy, found.waves, found.timeline, search.options, short)
     why += disagreement(costs, found.waves, found.timeline, found.objective_s)
@@ -108,7 +114,7 @@ def _as_plan(
         "why": why,
         "prediction": predict(found.waves, found.timeline),
         "bound_total_s": min(found.bound_s, total_s),
-        "gap": max(1 - found.bound_s / total_s, 0.0),
+        "gap": found.gap,
         "objective_total_s": found.objective_s,
         "what_if": more,
         "solve_s": solve_s,

@@ -59,6 +59,11 @@ class FoundWaves:
     parts: Sequence[tuple[Search, Decisions]]
     """Each wave's search and decisions, its requests numbered from 0."""
 
+    @property
+    def gap(self) -> float:
+        """How much less, relative, any plan could take at most."""
+        return max(1 - self.bound_s / self.timeline.total_s, 0.0)
+
     @classmethod
     def of(cls, planned: Planned, bound_s: float) -> FoundWaves:
         """With the bound found for it."""
