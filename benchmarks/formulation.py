@@ -119,7 +119,7 @@ def constants() -> dict[str, str]:
         "tie_break": f"{ilp.TIE_BREAK:g}", "both_ties": f"{2 * ilp.TIE_BREAK:g}", "epochs": str(epochs.MAX_EPOCHS),
         "tolerance": f"{search.TOLERANCE:.1%}",
         "simplicity": f"{Options().simplicity:.2%}",
-        "chunks": " or ".join(str(n) for n in prefill_sizing.OFFERED_CHUNKS if n),
+        "chunks": f"{prefill_sizing.SMALL_CHUNK} (or the two longest prompts) or {prefill_sizing.CHUNK_TOKENS[-1]}",
         "stretches": str(ilp.STRETCHES),
         "every_way": f"{best.EVERY_WAY_GAP:.0%}", "one_ratio": str(few.MOST_OF_ONE_RATIO),
         "few_requests": str(few.FEW_REQUESTS), "few_alike": str(few.FEW_ALIKE),

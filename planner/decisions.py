@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -180,12 +180,12 @@ def chunk_prompts(
     chunks = [
         PrefillChunk(index, tuple(held), sum(prompt_lens[r] for r in held))
         for index, mini_batch in enumerate(mini_batches)
-        for held in _packed(mini_batch.requests, prompt_lens, chunk_tokens)
+        for held in packed(mini_batch.requests, prompt_lens, chunk_tokens)
     ]
     return tuple(tuple(held) for held in _gathered(chunks, [chunk.tokens for chunk in chunks], pass_tokens, level=True))
 
 
-def _packed(requests: Sequence[int], prompt_lens: dict[int, int], most: int) -> list[list[int]]:
+def packed(requests: Sequence[int], prompt_lens: Mapping[int, int] | Sequence[int], most: int) -> list[list[int]]:
     """Requests in chunks of at most `most` tokens, in their order, or where that makes fewer chunks, each into the
     fullest that still has room, the longest prompts first. A longer prompt is alone.
 
@@ -195,17 +195,17 @@ def _packed(requests: Sequence[int], prompt_lens: dict[int, int], most: int) -> 
     in_order = _gathered(requests, lengths, most, level=len(set(lengths)) > 1)
     if len(in_order) <= -(-sum(lengths) // most):
         return in_order
-    packed: list[list[int]] = []
+    parts: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (tokens left, number of the chunk), ascending
     for r in sorted(requests, key=lambda r: -prompt_lens[r]):
         at = bisect_left(rooms, (prompt_lens[r], 0))
-        left, chunk = rooms.pop(at) if at < len(rooms) else (most, len(packed))
-        if chunk == len(packed):
-            packed.append([])
-        packed[chunk].append(r)
+        left, chunk = rooms.pop(at) if at < len(rooms) else (most, len(parts))
+        if chunk == len(parts):
+            parts.append([])
+        parts[chunk].append(r)
         insort(rooms, (left - prompt_lens[r], chunk))
     place = {r: i for i, r in enumerate(requests)}
-    return [sorted(chunk, key=place.__getitem__) for chunk in packed] if len(packed) < len(in_order) else in_order
+    return [sorted(chunk, key=place.__getitem__) for chunk in parts] if len(parts) < len(in_order) else in_order
 
 
 def _gathered(items: Sequence[_Item], tokens: Sequence[int], most: int, level: bool) -> list[list[_Item]]:

@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from math import ceil
 
 from planner.costs import CostModel
-from planner.decisions import Decisions, PrefillPass, chunk_prompts
+from planner.decisions import Decisions, PrefillPass, chunk_prompts, packed
 from planner.memory import (
     ALIGNMENT,
     TOKEN_BYTES,
@@ -25,8 +25,11 @@ from planner.workload import Workload
 
 CHUNK_TOKENS = (128, 256, 512, 1024, 2048)
 """GEMM rates have levelled off at the last in every profile: larger chunks only need more workspace."""
-OFFERED_CHUNKS = (0, 512, 2048)
-"""Of which the split problem chooses, 0 standing for the longest prompt alone."""
+SMALL_CHUNK = 512
+"""Beside the longest prompt alone and the largest of `CHUNK_TOKENS`, the split problem chooses chunks of so many tokens
+or, where that is more, of the two longest prompts."""
+SAMPLED = 64
+"""Prompts that say how full chunks are, where they differ: of more a sample."""
 SHARES_OF_HIDING = (0.25, 1.0)
 """Passes to choose from, in parts of one whose compute is as long as a layer's transfer."""
 HARDLY = 1e-3
@@ -57,6 +60,7 @@ class PrefillSizing:
         # However many tokens each shall generate: a chunk takes equal prompts into one attention call.
         self._prompts = Counter(r.prompt_len for r in workload.requests)
         self._compute = lru_cache(maxsize=None)(self._compute_s)
+        self._packed = lru_cache(maxsize=None)(self._packed_in)
 
     # ---- sizes to choose from --------------------------------------------------------------------
 
@@ -69,8 +73,10 @@ class PrefillSizing:
         return [one for one in worth if not any(_hardly_worse(other.size, one.size) for other in worth)]
 
     def _offered(self) -> Iterator[tuple[int, int]]:
-        for least in OFFERED_CHUNKS:
-            chunk = min(max(self.longest, least), self.tokens)
+        largest = max(self.longest, CHUNK_TOKENS[-1])
+        for most in (self.longest, min(max(2 * self.longest, SMALL_CHUNK), largest), largest):
+            # No larger than what prompts fill, since none is cut.
+            chunk = min(max(self.longest, *(tokens for tokens, _ in self._packed(most))), self.tokens)
             per_token = self.costs.projections(chunk).seconds / chunk
             hiding = self.costs.h2d(self.costs.model.layer_bytes) / per_token
             for tokens in (chunk, *(share * hiding for share in SHARES_OF_HIDING), self.tokens):
@@ -109,20 +115,34 @@ class PrefillSizing:
     # ---- compute ---------------------------------------------------------------------------------
 
     def _compute_s(self, chunk: int) -> float:
-        """At the rates of chunks of `chunk` tokens, with the overhead of every chunk."""
-        costs, chunks = self.costs, self.tokens / chunk
-        attention = 0.0
-        for prompt, alike in self._prompts.items():
-            together = min(alike, max(chunk // prompt, 1))
-            attention += alike / together * costs.prefill_attention(prompt, together).seconds
-        return self._seconds(chunks * costs.projections(chunk).seconds + attention, ceil(chunks))
+        """At the rates of chunks as full as prompts make those of `chunk` tokens, with the overhead of every chunk."""
+        costs, packed = self.costs, self._packed(chunk)
+        scale = self.tokens / sum(tokens for tokens, _ in packed)
+        products_s = attention_s = sample_s = 0.0
+        for tokens, prompts in packed:
+            products_s += costs.projections(tokens).seconds
+            attention_s += sum(costs.prefill_attention(prompt, alike).seconds for prompt, alike in prompts.items())
+            sample_s += costs.sample(prompts.total()).seconds
+        return self._seconds(scale * (products_s + attention_s), ceil(scale * len(packed)), scale * sample_s)
+
+    def _packed_in(self, chunk: int) -> list[tuple[int, Counter[int]]]:
+        """(tokens, prompts by length) of chunks of at most `chunk` tokens, or of one longer prompt; of some of the
+        prompts where they are many and differ."""
+        lengths = sorted(self._prompts.elements())
+        if len(self._prompts) > 1 and len(lengths) > SAMPLED:
+            lengths = [lengths[i * (len(lengths) - 1) // (SAMPLED - 1)] for i in range(SAMPLED)]
+        held = [Counter(lengths[i] for i in part) for part in packed(range(len(lengths)), lengths, chunk)]
+        return [(sum(prompt * alike for prompt, alike in prompts.items()), prompts) for prompts in held]
 
     def _floor_s(self, chunk: int) -> float:
         """The least for chunks of at most `chunk` tokens, at the best rate there is."""
         costs, gpu = self.costs, self.costs.hardware.gpu
         sizes = {int(size) for size in gpu.gemm_rates(costs.model.dtype).sizes if 1 <= size < chunk}
         per_token = min(costs.projections(size).seconds / size for size in sizes | {chunk})
-        return self._seconds(self.tokens * per_token + self._least_attention_s, -(-self.tokens // chunk))
+        # Every chunk holds a prompt, and chooses the first token of those that it holds.
+        count, requests = -(-self.tokens // chunk), len(self.requests)
+        sample_s = max(costs.sample(requests).seconds, min(count, requests) * costs.sample(1).seconds)
+        return self._seconds(self.tokens * per_token + self._least_attention_s, count, sample_s)
 
     @cached_property
     def _least_attention_s(self) -> float:
@@ -133,13 +153,13 @@ class PrefillSizing:
             for prompt, alike in self._prompts.items()
         )
 
-    def _seconds(self, products_s: float, chunks: int) -> float:
-        """All layers: projections and attention as given, and what every chunk costs beside."""
+    def _seconds(self, products_s: float, chunks: int, sample_s: float) -> float:
+        """All layers: projections and attention as given, what every chunk costs beside, and the choice of tokens."""
         costs, achieved = self.costs, self.costs.hardware.gpu.achieved
         kept = costs.elementwise(4 * self.tokens * costs.model.d_kv).seconds
         layer = (products_s + kept) * achieved.engine_slowdown.prefill.value
         layer += chunks * achieved.forward_overhead_s.value
-        return costs.model.layers * layer + costs.sample(len(self.requests)).seconds
+        return costs.model.layers * layer + sample_s
 
     # ---- passes ----------------------------------------------------------------------------------
 

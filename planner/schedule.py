@@ -191,9 +191,9 @@ class Schedule:
         active = tuple(part.mini_batch for part in parts)
         yield Section(("embed", active), step, -1, partial(self._frame, "embed", step, active))
         for layer in range(self.model.layers):
+            kind = "last layer" if layer == self.model.layers - 1 else "layer"
             operations = partial(self._decode_layer, step, layer, parts)
-            yield Section(("layer", does, *self._phase(len(parts), True)), step, layer, operations)
-        yield Section(("sample", active), step, -1, partial(self._frame, "sample", step, active))
+            yield Section((kind, does, *self._phase(len(parts), True)), step, layer, operations)
 
     def _part(self, m: int, step: int) -> _Part:
         act, kv, stored = (int(of[m][step - 1]) for of in self.decode_bytes.values())
@@ -201,10 +201,14 @@ class Schedule:
         return _Part(m, act, kv, rebuilds=bool(act or on_gpu), stored_bytes=stored)
 
     def _decode_layer(self, step: int, layer: int, parts: Sequence[_Part]) -> Iterator[Operation]:
+        """Each mini-batch's tokens are chosen right after its last layer: were they all chosen in the end, the link,
+        whose slots are full by then, would wait for it."""
         self._weights.enter()
         for position, part in enumerate(parts):
             yield from self._decode_part(step, layer, part, last=position == len(parts) - 1)
             yield from self._next_pieces(step, position, len(parts))
+            if layer == self.model.layers - 1:
+                yield from self._frame("sample", step, (part.mini_batch,))
 
     def _decode_part(self, step: int, layer: int, part: _Part, last: bool) -> Iterator[Operation]:
         m, stored = part.mini_batch, part.stored_bytes
