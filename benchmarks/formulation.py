@@ -16,7 +16,20 @@ from typing import Any
 
 from benchmarks import shadow_prices
 from benchmarks.records import RESULTS
-from planner import best, bins, deciding, epochs, estimate, few, ilp, prefill_sizing, rounding, search, split_solver
+from planner import (
+    best,
+    bins,
+    deciding,
+    epochs,
+    estimate,
+    few,
+    ilp,
+    prefill_sizing,
+    rounding,
+    search,
+    split_solver,
+    waves,
+)
 from planner import shadow_prices as prices
 from planner.composition import compose
 from planner.costs import CostModel
@@ -121,6 +134,7 @@ def constants() -> dict[str, str]:
         "simplicity": f"{Options().simplicity:.2%}",
         "chunks": f"{prefill_sizing.SMALL_CHUNK} (or the two longest prompts) or {prefill_sizing.CHUNK_TOKENS[-1]}",
         "stretches": str(ilp.STRETCHES),
+        "dealt": " or ".join(f"{share:.0%}" for share in sorted({share for shares in waves.DEALT for share in shares})),
         "every_way": f"{best.EVERY_WAY_GAP:.0%}", "one_ratio": str(few.MOST_OF_ONE_RATIO),
         "few_requests": str(few.FEW_REQUESTS), "few_alike": str(few.FEW_ALIKE),
         "second_look": f"{best.DOMINANCE_GAP:.2%}", "drift": f"{rounding.STICK:.0%}",

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from planner.costs import CostModel
+from planner.cutting import Cut, cut
 from planner.decisions import Decisions, act_share
 from planner.errors import InfeasibleError
 from planner.estimate import estimated_waves_s
@@ -20,7 +21,6 @@ from planner.search import Options, Search
 from planner.tables import size
 from planner.timeline import Timeline
 from planner.wave_bound import WaveBound
-from planner.wave_plans import cut
 from planner.wave_timeline import simulate_waves
 from planner.waves import FoundWaves
 from planner.what_if import RATES, Step, steps, with_more
@@ -83,7 +83,7 @@ class Heuristic:
         """As few as memory allows, or as many as asked for."""
         count = min(self.options.waves or 1, len(self.requests))
         while True:
-            parts = cut(self.requests, count)
+            parts = cut(self.requests, Cut(count))
             found = [self._wave(tuple(self.requests[r] for r in members)).best() for members in parts]
             planned = [one.renumbered(members) for one, members in zip(found, parts, strict=True) if one]
             if len(planned) == len(parts):

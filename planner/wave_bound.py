@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from math import ceil
+from math import ceil, floor, inf
 
 import numpy as np
 
@@ -65,7 +65,9 @@ class WaveBound:
         first_end = int(search.classes.gen.min()) - 1
         self.full = [epoch.last <= first_end for epoch in self.epochs]
         most = min(self.together, int(self.most_blocks) + 1)
-        ranges = _ranges(most, search.options.mini_batches, 4 if coarse else 2)
+        # Of requests that differ, programs are large: few kinds of waves with many mini-batches are enough.
+        doubled = inf if len(search.classes.count) == 1 else 2 if coarse else 4
+        ranges = _ranges(most, search.options.mini_batches, doubled)
         self._envelopes: dict[tuple[int, int], tuple[Floats, Floats]] = {}
         self.kinds = [
             Kind(low, high, requests, streams) for streams in (True, False) for low, high in ranges
@@ -116,6 +118,14 @@ class WaveBound:
         """The bound for `fewest` to `most` waves; None when memory does not hold any such cut."""
         least = max(fewest, self.fewest_waves) if self.together else most + 1
         return self._program.least(least, most) if least <= most else None
+
+    def of_whole(self, fewest: int, most: int) -> Bound | None:
+        """The same for whole numbers of waves, the two on either side of where the relaxation is best."""
+        best = self.of(fewest, most)
+        if best is None or best.waves % 1 == 0:
+            return best
+        sides = (self.of(fewest, floor(best.waves)), self.of(ceil(best.waves), most))
+        return min((side for side in sides if side), key=lambda side: side.total_s, default=best)
 
     @cached_property
     def _program(self) -> Program:
@@ -187,14 +197,15 @@ class WaveBound:
         return model.layers * layer
 
 
-def _ranges(most: int, fixed: int | None, growth: int) -> list[tuple[int, int]]:
-    """Ranges of the number of mini-batches in a wave: 1, 2, and each up to `growth` times the one before."""
+def _ranges(most: int, fixed: int | None, doubled: float) -> list[tuple[int, int]]:
+    """Ranges of the number of mini-batches in a wave: 1, 2, each up to twice the one before as far as `doubled`, then
+    up to four times that."""
     if fixed is not None:
         return [(1, fixed - 1), (fixed, fixed)] if fixed > 1 else [(1, 1)]
     ranges = [(1, 1)]
     while ranges[-1][1] < most:
         last = ranges[-1][1]
-        ranges.append((last + 1, min((growth if last > 1 else 2) * last, most)))
+        ranges.append((last + 1, min((2 if last < doubled else 4) * last, most)))
     return ranges
 
 

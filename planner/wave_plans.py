@@ -1,8 +1,4 @@
-"""One way to cut a job into waves, planned: who runs with whom for a number of waves, and each wave's decisions.
-
-Requests that end together belong together: a wave runs until its longest request has ended, and every step loads the
-weights once for all. So requests are sorted by generation length and cut into consecutive waves of equal memory demand.
-"""
+"""One way to cut a job into waves, planned: each wave's decisions, and what ways promise before they are planned."""
 
 from __future__ import annotations
 
@@ -15,14 +11,15 @@ import numpy as np
 
 from planner.best import best_of
 from planner.costs import CostModel
+from planner.cutting import Cut, cut
 from planner.decisions import Decisions
 from planner.estimate import estimated_waves_s
-from planner.forms import CacheForm, blocks_for
+from planner.forms import CacheForm
 from planner.memory import resident_layers
 from planner.search import Found, Options, Search
 from planner.timeline import Timeline
 from planner.wave_timeline import simulate_waves
-from planner.workload import Request, Workload, by_length
+from planner.workload import Workload
 
 MANY_REQUESTS = 1000
 """In waves, beyond which only the first number of waves that has a plan is planned, and none of them in every way."""
@@ -59,6 +56,7 @@ class Planned:
     costs: CostModel
     waves: tuple[Decisions, ...]
     parts: tuple[Wave, ...]
+    cut: Cut
     simulated: Timeline | None = None
     """Where that has been done already."""
 
@@ -91,41 +89,22 @@ class Planned:
         return len({wave.shape for wave in self.waves})
 
 
-def cut(requests: Sequence[Request], count: int) -> list[list[int]]:
-    """Request numbers of `count` waves, by generation length, then prompt length; about equal blocks in the end.
-
-    No wave is empty. Equal requests make waves of at most two sizes.
-    """
-    order = sorted(range(len(requests)), key=lambda r: by_length(requests[r]))
-    sizes = [blocks_for(requests[r].positions) for r in order]
-    total, held, position = sum(sizes), 0, 0
-    waves: list[list[int]] = []
-    for wave in range(1, count + 1):
-        first, last = position, len(order) - (count - wave)
-        while position < last and (position == first or (held + sizes[position]) * count <= wave * total):
-            held += sizes[position]
-            position += 1
-        waves.append(order[first:position])
-    waves[-1] += order[position:]
-    return waves
-
-
 class WavePlanner:
-    """Plans one job in any number of waves, and says what numbers of waves promise."""
+    """Plans one job in waves, and says what ways to cut it promise."""
 
     def __init__(self, costs: CostModel, workload: Workload, forms: tuple[CacheForm, ...], options: Options) -> None:
         self.costs, self.requests, self.forms, self.options = costs, workload.requests, forms, options
         self._known: dict[tuple[object, ...], Wave | None] = {}
         self._searches: dict[tuple[object, ...], Search] = {}
-        self._promised: dict[int, float] = {}
+        self._promised: dict[Cut, float] = {}
         self._relaxations: dict[tuple[tuple[int, int], ...], dict[int, float]] = {}
 
-    def plan(self, count: int, thorough: bool = True) -> Planned | None:
-        """In `count` waves; None where one of them has no plan. `thorough`: each in every way.
+    def plan(self, how: Cut, thorough: bool = True) -> Planned | None:
+        """None where one of the waves has no plan. `thorough`: each in every way.
 
         Weights are loaded once, so all waves keep the same layers: as many as the wave with least room for them.
         """
-        members = cut(self.requests, count)
+        members = cut(self.requests, how)
         kinds = self._kinds(members)
         thorough = thorough and kinds <= FEW_KINDS and len(self.requests) <= MANY_REQUESTS
         most = self.options.max_resident_layers
@@ -146,20 +125,20 @@ class WavePlanner:
                 break
         pairs = zip(parts, members, strict=True)
         planned = tuple(part.found.decisions.renumbered(numbers) for part, numbers in pairs)
-        return Planned(self.costs, planned, tuple(parts))
+        return Planned(self.costs, planned, tuple(parts), how)
 
-    def promise_s(self, count: int) -> float:
-        """What the relaxations of `count` waves add up to; where many differ, about that, from some of them."""
-        if count not in self._promised:
-            self._promised[count] = self._promise_of(count)
-        return self._promised[count]
+    def promise_s(self, how: Cut) -> float:
+        """What the relaxations of the waves add up to; where many differ, about that, from some of them."""
+        if how not in self._promised:
+            self._promised[how] = self._promise_of(how)
+        return self._promised[how]
 
-    def promising(self, below_s: float) -> list[int]:
-        """Numbers of waves that were asked for and promise less, the most promising first."""
-        return sorted((n for n, promise_s in self._promised.items() if promise_s < below_s), key=self.promise_s)
+    def promising(self, below_s: float) -> list[Cut]:
+        """Those that were asked for and promise less, the most promising first."""
+        return sorted((how for how, promise_s in self._promised.items() if promise_s < below_s), key=self.promise_s)
 
-    def _promise_of(self, count: int) -> float:
-        members = cut(self.requests, count)
+    def _promise_of(self, how: Cut) -> float:
+        members, count = cut(self.requests, how), how.waves
         most = MANY_WAVES if len(self.requests) > MANY_REQUESTS else MOST_PROMISED
         if len(self.requests) < SMALL_WAVE * count:
             most = 2 * MOST_PROMISED

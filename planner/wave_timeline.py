@@ -16,12 +16,14 @@ from planner.sampled_timeline import joined_many, middles, simulate_sampled
 from planner.simulator import simulate
 from planner.timeline import Spans, Timeline
 
-FEW, MOST_OPERATIONS = 4, 300_000
-"""Different waves, and operations of more of them, up to which all are simulated: about two seconds' worth."""
+FEW, MOST_OPERATIONS = 4, 1_000_000
+"""Different waves, and operations of more of them, up to which all are simulated: about a second's worth."""
 PER_MINI_BATCH = 6
 """Operations of one mini-batch in a layer, about."""
 SAMPLED_OF_MANY = 12
-"""Decode steps that are walked of each of more, and how many of them are walked at most."""
+"""Decode steps that are walked of each of more, and waves of very many that are walked at least."""
+WALKED_REQUESTS = 10_000
+"""Requests whose waves are all walked: the fewer a wave has, the more it differs from the next."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +88,21 @@ def simulate_waves(costs: CostModel, waves: Sequence[Decisions]) -> Timeline:
     """The predicted timeline of a whole job; waves that differ in nothing but request numbers are simulated once.
 
     Of more than a `FEW` different ones with more than `MOST_OPERATIONS` together, only some decode steps are walked; of
-    very many, only some waves: in a job sorted by length each hardly differs from the next.
+    very many requests, only some waves: in a job sorted by length each hardly differs from the next.
     """
     shapes = {wave.shape: wave for wave in waves}
     layers = PER_MINI_BATCH * costs.model.layers
     operations = sum(layers * wave.decode_steps * len(wave.mini_batches) for wave in shapes.values())
     if len(shapes) > FEW and operations > MOST_OPERATIONS:
-        alike = [waves[i] for i in _stand_ins(len(waves))] if len(shapes) > SAMPLED_OF_MANY else waves
+        alike = [waves[i] for i in _stand_ins(waves)]
         many = {shape: simulate_sampled(costs, shapes[shape], SAMPLED_OF_MANY) for shape in {w.shape for w in alike}}
         return joined_many([many[wave.shape] for wave in alike], sum(wave.generated_tokens for wave in waves))
     known = {shape: simulate(costs, wave) for shape, wave in shapes.items()}
     return joined([known[wave.shape] for wave in waves])
 
 
-def _stand_ins(count: int) -> list[int]:
+def _stand_ins(waves: Sequence[Decisions]) -> list[int]:
     """[waves] the wave that each is taken to be like: the middle one of its stretch of all."""
-    return [place for place, of in middles(count, SAMPLED_OF_MANY) for _ in range(of)]
+    requests = sum(len(batch.requests) for wave in waves for batch in wave.mini_batches)
+    walked = max(SAMPLED_OF_MANY, len(waves) * WALKED_REQUESTS // requests)
+    return [place for place, of in middles(len(waves), min(walked, len(waves))) for _ in range(of)]

@@ -18,6 +18,7 @@ from math import ceil, inf
 
 from planner.best import DOMINANCE_GAP, best_of
 from planner.costs import CostModel
+from planner.cutting import Cut
 from planner.decisions import Decisions
 from planner.feasibility import hardest
 from planner.policies import POLICIES, Policy
@@ -39,8 +40,13 @@ FAR_LESS = 0.8
 RISING, SMOOTHLY_RISING = 0.1, 0.02
 """Relative: how far beyond the least so far the promise of ever more waves must be to look no further. Of waves of very
 few requests promises go up and down."""
-MAX_OTHERS = 3
-"""Numbers of waves beside the most promising one that are planned where waves differ."""
+MAX_OTHERS, MAX_NARROWER = 3, 2
+"""Cuts beside the most promising one that are planned where waves differ, and of fewer forms."""
+MOST_ASKED = 6
+"""Cuts of which is asked what they promise with fewer forms."""
+DEALT = ((0.05, 0.1), (0.05, 0.1, 0.2), (0.2, 0.3))
+"""Shares of the blocks, of requests that end first, that may be dealt to all waves: to as many as otherwise, and to one
+and two fewer."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,8 @@ class WaveSearch:
         self.requests = workload.requests
         self.whole = Search(costs, workload, policy.forms, options)
         self.planner = WavePlanner(costs, workload, policy.forms, options)
+        self._excess: dict[int, float] = {}
+        """By number of waves, what a plan was estimated to take beyond what was promised, relative."""
         self._unlike = len(self.whole.classes.count) > 1
         """Whether requests differ: the bound of their cuts takes long."""
 
@@ -149,11 +157,11 @@ class WaveSearch:
     @staticmethod
     def _at_once(search: Search, found: Found, timeline: Timeline | None = None) -> Planned:
         """The job in a single wave."""
-        return Planned(search.costs, (found.decisions,), (Wave(search, found, search.margins),), timeline)
+        return Planned(search.costs, (found.decisions,), (Wave(search, found, search.margins),), Cut(1), timeline)
 
     def _fixed(self, count: int) -> _Choice | None:
         """As many waves as asked for."""
-        planned, bound = self.planner.plan(count), self._coarse.of(count, count)
+        planned, bound = self.planner.plan(Cut(count)), self._coarse.of(count, count)
         return _Choice(planned, bound.total_s, count, count) if planned and bound else None
 
     def _more_waves(self) -> _Choice | None:
@@ -180,7 +188,7 @@ class WaveSearch:
         if found is None or not cuts.heap:
             return None
         enough_s, waves = FAR_LESS * found.objective_s, cuts.heap[0][3]
-        promises = map(self.planner.promise_s, range(int(waves), ceil(waves) + 1))
+        promises = [self.planner.promise_s(Cut(count)) for count in range(int(waves), ceil(waves) + 1)]
         if cuts.least_s >= enough_s or min(promises) >= enough_s:
             return None
         best = self._fewer_at_once(self._at_once(self.whole, found))
@@ -214,7 +222,7 @@ class WaveSearch:
             return self._branch(cuts, best, MAX_CUTS, worth)
         least_s = cuts.least_s
         if least_s < best.estimated_s * (1 - worth):
-            best = self._faster(self._promising(max(int(cuts.heap[0][3]), 2)), best)
+            best = self._faster(Cut(self._promising(max(int(cuts.heap[0][3]), 2))), best)
             best = self._promising_too(best, self.planner)
         return best, least_s
 
@@ -250,7 +258,7 @@ class WaveSearch:
             return best
         other: Planned | None = best
         if choice.most:
-            other = self.planner.plan(choice.most)
+            other = self.planner.plan(Cut(choice.most))
         elif asked and not alike:
             other = self._promising_too(best, wider)
         elif choice.at_once_s < inf:
@@ -270,7 +278,7 @@ class WaveSearch:
     def _proven(self, choice: _Choice) -> float:
         """The better of two bounds on every cut: the coarse one, and the fine one."""
         most = choice.most or len(self.requests)
-        fine = WaveBound(self.whole).of(choice.fewest, most) if self._unlike else None
+        fine = WaveBound(self.whole).of_whole(choice.fewest, most) if self._unlike else None
         return max(choice.cuts_s, fine.total_s) if fine else choice.cuts_s
 
     # ---- numbers of waves ------------------------------------------------------------------------
@@ -292,20 +300,21 @@ class WaveSearch:
             proven.append(total_s)
             if low not in cuts.tried:
                 most -= 1
-                best = self._faster(low, best)
+                best = self._faster(Cut(low), best)
         return best, min(proven)
 
-    def _faster(self, count: int, best: Planned) -> Planned:
-        """The plan in `count` waves where that takes less than the best so far. Most do not, as their relaxations or a
+    def _faster(self, how: Cut, best: Planned) -> Planned:
+        """The plan of that cut where that takes less than the best so far. Most do not, as their relaxations or a
         first look tell."""
-        promise_s = self.planner.promise_s(count)
+        promise_s = self.planner.promise_s(how)
         if promise_s >= best.estimated_s:
             return best
-        first = self.planner.plan(count, thorough=False)
+        first = self.planner.plan(how, thorough=False)
+        self._excess[how.waves] = first.estimated_s / promise_s - 1 if first else inf
         if first is None or first.estimated_s >= best.estimated_s * (1 + ANOTHER_LOOK):
             return best
         near = first.estimated_s <= promise_s * (1 + ANOTHER_LOOK)
-        other = first if near or first.kinds > FEW_KINDS else self.planner.plan(count)
+        other = first if near or first.kinds > FEW_KINDS else self.planner.plan(how)
         return other if other and other.estimated_s < best.estimated_s else best
 
     def _promising(self, first: int) -> int:
@@ -314,8 +323,11 @@ class WaveSearch:
 
         Looks on in growing strides until more waves promise clearly less, since promises are not smooth.
         """
-        promise_s = self.planner.promise_s
         best = count = first
+
+        def promise_s(count: int) -> float:
+            return self.planner.promise_s(Cut(count))
+
         rising = RISING if len(self.requests) < SMALL_WAVE * first else SMOOTHLY_RISING
         while count <= len(self.requests) and promise_s(count) <= promise_s(best) * (1 + rising):
             best = min(best, count, key=promise_s)
@@ -328,22 +340,45 @@ class WaveSearch:
         return best
 
     def _promising_too(self, best: Planned, by: WavePlanner) -> Planned:
-        """The best plan after those of other numbers of waves that promise less than it takes, as far as `by` was asked
-        for them, the most promising first. Its own are expected to take half as much more than they promise as the best
-        does."""
-        count, own = len(best.waves), by is self.planner
-        enough_s = (best.estimated_s + by.promise_s(count)) / 2 if own else best.estimated_s
-        others = [other for other in by.promising(enough_s) if other > 1 and not (own and other == count)]
-        for count in sorted(others, key=self.planner.promise_s)[:MAX_OTHERS]:
-            best = self._faster(count, best)
+        """The best plan after those of other cuts that are expected to take less, the most promising first, as far as
+        `by` was asked for them."""
+        own = by is self.planner
+        if own:
+            self._ask_dealt(best.cut.waves)
+        others = [how for how in by.promising(best.estimated_s) if how.waves > 1 and not (own and how == best.cut)]
+        left = set(others if own else others[:MOST_ASKED])
+        for _ in range(MAX_OTHERS if own else MAX_NARROWER):
+            how = min(left, key=lambda how: (self._expected_s(how), how), default=best.cut)
+            if self._expected_s(how) >= best.estimated_s:
+                break
+            left.discard(how)
+            best = self._faster(how, best)
         return best
+
+    def _expected_s(self, how: Cut) -> float:
+        """What it promises, and what the plan of nearest as many waves took beyond its own promise, relative: twice
+        that where waves are fewer, half of it for as many, a quarter for more. What memory holds easily takes little
+        more."""
+        promise_s = self.planner.promise_s(how)
+        if not self._excess:
+            return promise_s
+        nearest = min(self._excess, key=lambda waves: (abs(waves - how.waves), -waves))
+        part = 2.0 if how.waves < nearest else 0.5 if how.waves == nearest else 0.25
+        return promise_s * (1 + part * self._excess[nearest])
+
+    def _ask_dealt(self, waves: int) -> None:
+        """Ask what is promised where those requests that end first are dealt to all waves, which may then be fewer."""
+        if len({request.gen_len for request in self.requests}) > 1:
+            for fewer, shares in enumerate(DEALT):
+                for dealt in shares if waves - fewer > 1 else ():
+                    self.planner.promise_s(Cut(waves - fewer, dealt))
 
     def _first(self, first: int, tried: set[int]) -> Planned | None:
         """The first number of waves that has a plan, in growing strides from `first`."""
         count, stride = first, 1
         while True:
             tried.add(count)
-            found = self.planner.plan(count)
+            found = self.planner.plan(Cut(count))
             if found or count == len(self.requests):
                 return found
             count, stride = min(count + stride, len(self.requests)), 2 * stride

@@ -111,6 +111,10 @@ def test_of_very_many_waves_some_stand_for_the_others(monkeypatch: pytest.Monkey
     monkeypatch.setattr(wave_timeline, "SAMPLED_OF_MANY", 8)
     walked: list[object] = []
     monkeypatch.setattr(wave_timeline, "simulate_sampled", lambda *a: walked.append(a) or simulate_sampled(*a))
+    simulate_waves(COSTS, waves)
+    assert len(walked) == 16, "waves of few requests differ"
+    walked.clear()
+    monkeypatch.setattr(wave_timeline, "WALKED_REQUESTS", 96)
     found = simulate_waves(COSTS, waves)
     assert len(walked) == 8
     assert found.generated_tokens == whole.generated_tokens

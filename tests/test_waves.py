@@ -16,6 +16,7 @@ from runtime_helpers import ragged as ragged_job
 
 from benchmarks.planner import SEED, cases
 from planner.costs import CostModel
+from planner.cutting import Cut, cut
 from planner.errors import InfeasibleError, InputError
 from planner.forms import KV_HOST, blocks_for
 from planner.hardware import HardwareProfile
@@ -28,7 +29,6 @@ from planner.simulator import simulate
 from planner.verification import predicted_timeline
 from planner.wave_attribution import attribute_waves
 from planner.wave_bound import WaveBound
-from planner.wave_plans import cut
 from planner.wave_timeline import simulate_waves
 from planner.workload import Request, Workload
 from runtime.cpu_device import CpuDevice
@@ -45,7 +45,7 @@ JOB = ragged_job(7, gen_len=20)
 @given(LENGTHS, st.integers(1, 12))
 def test_a_cut_takes_every_request_once_and_wastes_no_steps(lengths: list[tuple[int, int]], count: int) -> None:
     requests, count = ragged(lengths).requests, min(count, len(lengths))
-    waves = cut(requests, count)
+    waves = cut(requests, Cut(count))
     assert len(waves) == count and all(waves)
     assert sorted(r for wave in waves for r in wave) == list(range(len(requests)))
     gens = [[requests[r].gen_len for r in wave] for wave in waves]
@@ -53,8 +53,39 @@ def test_a_cut_takes_every_request_once_and_wastes_no_steps(lengths: list[tuple[
 
 
 def test_equal_requests_make_waves_of_two_sizes_at_most() -> None:
-    sizes = [len(wave) for wave in cut(Workload.uniform(17, 64, 8).requests, 5)]
+    sizes = [len(wave) for wave in cut(Workload.uniform(17, 64, 8).requests, Cut(5))]
     assert sorted(sizes) == [3, 3, 3, 4, 4]
+
+
+@given(LENGTHS, st.integers(1, 12), st.floats(0, 1))
+def test_requests_that_end_first_are_dealt_to_all_waves(
+    lengths: list[tuple[int, int]], count: int, dealt: float
+) -> None:
+    requests, count = ragged(lengths).requests, min(count, len(lengths))
+    waves = cut(requests, Cut(count, dealt))
+    assert len(waves) == count and all(waves)
+    assert sorted(r for wave in waves for r in wave) == list(range(len(requests)))
+    # Beside those dealt, of which every wave may have some, waves are consecutive.
+    order = sorted(range(len(requests)), key=lambda r: (requests[r].gen_len, requests[r].prompt_len))
+    blocks = {r: blocks_for(requests[r].positions) for r in order}
+    some = [sum(blocks[r] for r in order[:n]) for n in range(len(order) + 1)]
+    first = max(n for n in range(len(order) - count + 1) if some[n] <= dealt * some[-1])
+    ends = [[requests[r].gen_len for r in wave if r in order[first:]] for wave in waves]
+    assert all(max(one) <= min(later) for one, later in pairwise(ends))
+    loads = [sum(blocks[r] for r in wave if r in order[:first]) for wave in waves]
+    assert max(loads) - min(loads) <= max(blocks.values())
+
+
+def test_dealing_them_makes_jobs_in_waves_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all weights stay on the GPU, a wave has room to spare in its first steps."""
+    case = next(islice(cases(200, SEED), 192, None))
+    found = make_plan(case.hardware, case.model, case.workload, HYBRID)
+    monkeypatch.setattr("planner.waves.DEALT", ())
+    before = make_plan(case.hardware, case.model, case.workload, HYBRID)
+    assert found.prediction.total_s < before.prediction.total_s * 0.995
+    ends = [[case.workload.requests[r].gen_len for batch in wave.mini_batches for r in batch.requests]
+            for wave in found.waves]  # fmt: skip
+    assert all(min(later) < max(first) for first, later in pairwise(ends))
 
 
 def tight(model: ModelSpec, work: Workload, room: float) -> HardwareProfile:
@@ -148,7 +179,7 @@ def test_no_cut_beats_the_bound(
     )
     costs = CostModel(hardware, model)
     bound = WaveBound(Search(costs, work, POLICIES[policy].forms, Options()))
-    whole = bound.of(1, len(work))
+    whole = bound.of_whole(1, len(work))
     for count in range(1, len(work) + 1):
         try:
             plan = make_plan(hardware, model, work, POLICIES[policy], Options(waves=count))
