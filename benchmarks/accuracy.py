@@ -30,7 +30,7 @@ from planner.plan import Plan
 from planner.repeats import Repeats
 from planner.simulator import simulate
 from planner.timeline import Timeline
-from runtime.calibration import JOBS, LAYERS
+from runtime.calibration import LAYERS, probe_jobs
 from runtime.execution import execute
 from runtime.kernels import GEMM_COLUMNS, GEMM_ROWS, calibrated_shapes
 
@@ -143,8 +143,8 @@ def calibration(profile: HardwareProfile) -> dict[str, Any]:
             "hidden": PROFILE_HIDDEN, "gemm_rows": list(GEMM_ROWS), "gemm_columns": GEMM_COLUMNS * PROFILE_HIDDEN,
         },
         "jobs": [
-            {"width_share": share, "layers": LAYERS, "requests": len(job), "prompt_len": job.requests[0].prompt_len}
-            for share, job in JOBS
+            {"width_share": job.width, "layers": LAYERS, "requests": job.requests, "prompt_len": job.prompt_len}
+            for job in probe_jobs(PROFILE_HIDDEN, "float32")
         ],
         "leave_one_out": [one._asdict() for one in left_out(profile)],
     }  # fmt: skip
@@ -153,7 +153,7 @@ def calibration(profile: HardwareProfile) -> dict[str, Any]:
 def refuse_shared(profile: HardwareProfile, plans: Sequence[Plan]) -> None:
     """SystemExit unless no executed shape, width or job of `plans` was calibrated on."""
     shared = executed_shapes(plans) & calibrated_shapes(PROFILE_HIDDEN)
-    jobs = {(len(job), job.requests[0].prompt_len) for _, job in JOBS}
+    jobs = {(job.requests, job.prompt_len) for job in probe_jobs(PROFILE_HIDDEN, "float32")}
     repeated = [plan for plan in plans if (len(plan.workload), plan.workload.requests[0].prompt_len) in jobs]
     if shared or repeated:
         raise SystemExit(f"not out of sample: {sorted(shared)[:5]}, {len(repeated)} jobs calibrated on")

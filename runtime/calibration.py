@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,11 +29,9 @@ from runtime.engine import Engine, random_prompts
 from runtime.weights import RandomWeights
 
 LAYERS, VOCAB = 3, 512
-JOBS = (
-    (1.0, Workload.uniform(8, 304, 7)), (1.0, Workload.uniform(24, 72, 7)), (0.5, Workload.uniform(40, 40, 7)),
-    (0.25, Workload.uniform(6, 24, 13)),
-)  # fmt: skip
-"""(width, relative to the profile's; requests): few long prompts, many short ones, and ever smaller operations."""
+COLD_BYTES, COLD_PROMPT, COLD_REQUESTS = 36 * 2**20, 880, (2, 16)
+"""K and V of a layer that are in no cache of the processor any more, prompts that have them, and how many at least and
+at most."""
 SLOWED = ("embed", "prefill", "rebuild", "forward", "sample")
 """Kinds of operation whose kernels a profile compares with themselves inside the engine."""
 SMALL = ("embed", "rebuild", "sample")
@@ -44,6 +43,34 @@ LEAST_SLOWDOWN = 0.1
 PACED = ("h2d", "d2h", "h2d_during_d2h", "d2h_during_h2d")
 
 
+class ProbeJob(NamedTuple):
+    """What a probe runs."""
+
+    width: float
+    """Of its model, relative to the profile's."""
+    requests: int
+    prompt_len: int
+    gen_len: int
+    act_share: float = 0.5
+
+    @property
+    def workload(self) -> Workload:
+        return Workload.uniform(self.requests, self.prompt_len, self.gen_len)
+
+
+JOBS = (ProbeJob(1.0, 8, 304, 7), ProbeJob(1.0, 24, 72, 7), ProbeJob(0.5, 40, 40, 7), ProbeJob(0.25, 6, 24, 13))
+"""Few long prompts, many short ones, and ever smaller operations."""
+
+
+def probe_jobs(hidden: int, dtype: str) -> tuple[ProbeJob, ...]:
+    """`JOBS`, and one whose K and V all come over the link and are more than caches hold: those that were just rebuilt,
+    or are few, are still there when they are attended to, which says nothing of a large model's."""
+    token_bytes = scaled_model(load_model("opt-6.7b"), hidden, LAYERS, VOCAB, dtype).kv_bytes_per_token_layer
+    fewest, most = COLD_REQUESTS
+    requests = min(max(round(COLD_BYTES / (COLD_PROMPT * token_bytes)), fewest), most)
+    return (*JOBS, ProbeJob(1.0, requests, COLD_PROMPT, 5, act_share=0.0))
+
+
 @dataclass(frozen=True)
 class EngineFit:
     """Seconds of an operation inside the engine = slowdown x its kernels alone + overhead."""
@@ -53,11 +80,13 @@ class EngineFit:
     forward_overhead_s: float
     residual: float
     """Mean relative residual over the kinds of operation of all probes."""
+    jobs: int
+    """Probes that it is fitted to."""
 
     @classmethod
     def none(cls) -> EngineFit:
         """Before anything is known."""
-        return cls(dict.fromkeys(SLOWED, 1.0), 1e-5, 1e-5, 0.0)
+        return cls(dict.fromkeys(SLOWED, 1.0), 1e-5, 1e-5, 0.0, 0)
 
 
 class Probe:
@@ -88,8 +117,7 @@ class Probes:
     @classmethod
     def open(cls, hardware: HardwareProfile, hidden: int, dtype: str) -> Probes:
         """Plans the probes with rates as `hardware` has them: only how busy the streams are depends on it."""
-        widths = [probe_width(share, hidden) for share, _ in JOBS]
-        return cls(tuple(Probe(job_plan(hardware, w, dtype, job)) for w, (_, job) in zip(widths, JOBS, strict=True)))
+        return cls(tuple(Probe(job_plan(hardware, hidden, dtype, job)) for job in probe_jobs(hidden, dtype)))
 
     def close(self) -> None:
         """Give threads and memory back."""
@@ -114,7 +142,7 @@ class Probes:
             slowdowns[kind] * kernels / taken + overheads[kind] / taken - 1
             for kind in SLOWED for kernels, taken in rows[kind]
         ]  # fmt: skip
-        return EngineFit(slowdowns, op_overhead, forward_overhead, float(np.mean(np.abs(residuals))))
+        return EngineFit(slowdowns, op_overhead, forward_overhead, float(np.mean(np.abs(residuals))), len(self.jobs))
 
 
 def _slowdowns(rows: dict[str, list[tuple[float, float]]]) -> tuple[dict[str, float], float]:
@@ -170,26 +198,26 @@ def probe_width(share: float, hidden: int) -> int:
     return max(1, round(share * hidden / 64 - 1e-9)) * 64
 
 
-def job_plan(profile: HardwareProfile, hidden: int, dtype: str, job: Workload) -> Plan:
-    """`job` with half of its cache as activations; where the link is paced it is paced to be as busy as compute.
+def job_plan(profile: HardwareProfile, hidden: int, dtype: str, job: ProbeJob) -> Plan:
+    """`job` for a profile of width `hidden`; where the link is paced it is paced to be as busy as compute.
 
     In one mini-batch: a second one would find the weights in the caches, which those of a large model never are.
     """
-    model = scaled_model(load_model("opt-6.7b"), hidden, LAYERS, VOCAB, dtype)
-    hardware = profile
+    model = scaled_model(load_model("opt-6.7b"), probe_width(job.width, hidden), LAYERS, VOCAB, dtype)
+    hardware, work = profile, job.workload
     if profile.gpu.device == "cpu":
-        pace = _balanced_pace(profile, model, job)
+        pace = _balanced_pace(profile, model, work)
         hardware = profile.with_values(**{f"link.{key}_bytes_per_s": pace for key in PACED})
-    arena = model.outer_bytes + 2 * model.layer_bytes + 5 * job.total_prompt_tokens * model.kv_bytes_per_token_layer
+    arena = model.outer_bytes + 2 * model.layer_bytes + 5 * work.total_prompt_tokens * model.kv_bytes_per_token_layer
     reserve = profile.gpu.memory.context_reserve_bytes.value
     usable = min(profile.gpu.memory.usable_bytes.value, arena + reserve)
     hardware = hardware.with_values(**{"gpu.memory.usable_bytes": usable})
-    options = Options(act_share=0.5, mini_batches=1, max_resident_layers=0, waves=1)
-    return make_plan(hardware, model, job, POLICIES["hybrid"], options)
+    options = Options(act_share=job.act_share, mini_batches=1, max_resident_layers=0, waves=1)
+    return make_plan(hardware, model, work, POLICIES["hybrid"], options)
 
 
 def _balanced_pace(profile: HardwareProfile, model: ModelSpec, job: Workload) -> float:
-    """Bytes per second at which a layer's transfers take two thirds of its rebuild."""
+    """Bytes per second at which a layer's transfers take two thirds of its rebuild, were half of it activations."""
     tokens = job.total_prompt_tokens
     compute = CostModel(profile, model).rebuild(tokens // 2 // BLOCK_TOKENS).seconds
     moved = tokens * (model.kv_bytes_per_token_layer + model.act_bytes_per_token_layer) / 2

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from scipy.optimize import isotonic_regression
 
-from runtime.calibration import JOBS, EngineFit
+from runtime.calibration import EngineFit
 from runtime.kernels import GEMM_COLUMNS, GROUP, NARROW_COLUMNS
 from runtime.machine import device_memory_bytes, device_name, host_memory_bytes, machine_facts
 from runtime.profile_link import LinkProbe
@@ -84,7 +84,7 @@ def _gpu_memory(m: Measured) -> dict[str, Any]:
 
 def _achieved(m: Measured) -> Number:
     one = m.round.series
-    fit = f"seconds = slowdown x kernels + overhead, over {len(JOBS)} small jobs, off by {m.engine.residual:.1%}"
+    fit = f"seconds = slowdown x kernels + overhead, over {m.engine.jobs} small jobs, off by {m.engine.residual:.1%}"
 
     def fitted(value: float) -> Number:
         runs = m.probe_runs

@@ -45,9 +45,9 @@ def test_no_validation_shape_is_calibrated_on() -> None:
     calibrated = {int(share * PROFILE_HIDDEN) for share in GEMM_INNER}
     for model in models():
         assert not {model.hidden, model.d_q, model.ffn} & calibrated and model.d_q != PROFILE_HIDDEN
-    widths = {calibration.probe_width(share, PROFILE_HIDDEN) for share, _ in calibration.JOBS}
+    widths = {calibration.probe_width(job.width, PROFILE_HIDDEN) for job in calibration.JOBS}
     assert not widths & {model.hidden for model in models()}
-    jobs = {(len(job), job.requests[0].prompt_len) for _, job in calibration.JOBS}
+    jobs = {(job.requests, job.prompt_len) for job in calibration.probe_jobs(PROFILE_HIDDEN, "float32")}
     assert not jobs & {(requests, prompt) for requests, prompt, _ in JOBS}
     profile = load_hardware(str(RESULTS / "accuracy-profile.yaml"))
     executed = executed_shapes(point.plan(profile) for point in list(points())[::9])

@@ -22,7 +22,7 @@ from planner.hardware import HardwareProfile, load_hardware
 from planner.model import load_model
 from planner.scale import Ratios, scaled_model
 from planner.speed import Speed
-from runtime.calibration import JOBS
+from runtime.calibration import probe_jobs
 
 PROFILE = load_hardware(str(RESULTS / "accuracy-profile.yaml"))
 
@@ -37,7 +37,8 @@ def test_scale_models_have_the_ratios_of_what_they_stand_for(target: str, hidden
         assert found.rebuild_over_kv == pytest.approx(wanted.rebuild_over_kv, rel=1e-6)
         assert found.weights_over_kv == pytest.approx(wanted.weights_over_kv, rel=0.05)  # whole blocks
         assert hidden != PROFILE_HIDDEN and "requests of" in (hardware.scale_model_of or "")
-        assert (REQUESTS, job.requests[0].prompt_len) not in {(len(j), j.requests[0].prompt_len) for _, j in JOBS}
+        probed = {(probe.requests, probe.prompt_len) for probe in probe_jobs(PROFILE_HIDDEN, "float32")}
+        assert (REQUESTS, job.requests[0].prompt_len) not in probed
 
 
 def test_every_round_runs_every_policy_of_a_point_and_each_comes_first_once() -> None:
