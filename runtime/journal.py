@@ -78,6 +78,7 @@ class Journal:
 
     def _append(self, data: bytes) -> None:
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)  # as the output will, when it is written
             with self.path.open("r+b" if self._whole else "wb") as file:
                 file.truncate(self._whole)
                 file.seek(self._whole)

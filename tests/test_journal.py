@@ -124,6 +124,14 @@ def test_what_the_disk_did_not_take_is_not_believed(tmp_path: Path, monkeypatch:
 # ---- runs --------------------------------------------------------------------------------------------
 
 
+def test_an_output_may_be_in_a_folder_that_is_not_there_yet(folder: Path, tmp_path: Path) -> None:
+    """Its journal is written first, after the first requests: it was refused then, and their work lost."""
+    out = tmp_path / "new" / "deeper" / "out.jsonl"
+    complete(folder, out)
+    assert lines_of(out) == lines_of(folder / "whole.jsonl")
+    assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"]
+
+
 def test_requests_end_at_end_tokens_and_in_their_own_way(folder: Path) -> None:
     whole, endless = lines_of(folder / "whole.jsonl"), lines_of(folder / "endless.jsonl")
     end = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))["eos_token_id"]
