@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from planner.errors import InputError, Mistake, Mistaken, nearest
-from planner.files import content_hash, validate
+from planner.files import content_hash, real_path, validate
 from planner.model_config import MAX_SIZE, Config, Dtype, Family, fields_of
 
 ELEMENT_BYTES: dict[str, int] = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -179,7 +179,7 @@ def load_model(name_or_dir: str, dtype: str | None = None) -> ModelSpec:
     unknown name, and for a file that is missing, broken, or describes a model this package would get wrong.
     """
     path = _config_path(name_or_dir)
-    name = path.resolve().parent.name if path.name == CONFIG_FILE else path.stem
+    name = real_path(path).parent.name if path.name == CONFIG_FILE else path.stem
     return validate(ModelSpec, {"name": name or str(path), **fields_of(Config(path), dtype)}, str(path))
 
 

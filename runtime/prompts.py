@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from planner.errors import InputError, nearest
+from planner.model import CONFIG_FILE, load_model
 from planner.workload import MAX_TOKENS, Request
 from runtime import ways
 from runtime.openai_batch import from_batch
@@ -174,6 +175,8 @@ def load_tokenizer(checkpoint: Path) -> Tokenizer:
     try:
         found = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     except Exception as error:
+        if (checkpoint / CONFIG_FILE).exists():
+            load_model(str(checkpoint / CONFIG_FILE))  # where it is the config that is broken, this says how
         cure = "Fetch it again, or give 'tokens' instead of text"
         raise TokenizerError(f"no tokenizer here: {_reason(error)}", where=str(checkpoint), cure=cure) from None
     return cast(Tokenizer, found)

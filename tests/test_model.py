@@ -317,3 +317,9 @@ def test_the_planner_does_not_import_torch() -> None:
     code = "import sys, planner.model, planner.workload; print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_config_that_is_a_link_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "config.json").symlink_to(tmp_path / "config.json")
+    with pytest.raises(InputError, match=r"circle|symbolic links"):
+        load_model(str(tmp_path / "config.json"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,20 @@ def test_a_broken_vocabulary(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match="no tokenizer here"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [("{", "config.json: "), ('{"model_type": "opt", "hidden_size": "64"}', "config.json: num_hidden_layers")],
+)
+def test_a_broken_config_is_not_said_to_be_a_missing_tokenizer(
+    config: str, said: str, tmp_path: Path, checkpoint: Path
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(config)
+    with pytest.raises(InputError) as error:
+        load_tokenizer(tmp_path / "model")
+    assert said in str(error.value) and "no tokenizer" not in str(error.value)
 
 
 @pytest.mark.parametrize(
