@@ -16,7 +16,7 @@ from planner.planning import make_plan
 from planner.policies import POLICIES
 from planner.workload import Workload
 from runtime import kernels, profiler
-from runtime.calibration import _slowdowns
+from runtime.calibration import COLD_REQUESTS, _slowdowns, job_plan, probe_jobs
 from runtime.gauge import Gauge
 from runtime.profile_link import PacedLink, fitted
 from runtime.timing import Operands, Round, Series, Timer
@@ -155,3 +155,16 @@ def test_operands_are_ever_new_memory() -> None:
 def test_spread_is_the_interquartile_range() -> None:
     assert Series(1.0, [1.0, 1.0, 1.0, 1.0, 1.0]).spread == 0
     assert Series(2.0, [2.0, 1.2, 1.5, 1.0, 9.0]).rate == pytest.approx(2.0 / 1.2)  # the lower quartile
+
+
+@pytest.mark.parametrize("hidden", [64, 256, 1024])
+def test_the_engines_jobs_run_whatever_memory_the_profile_shall_have(hidden: int) -> None:
+    """On the CPU device that is only a figure, and one of the jobs has more K and V than caches hold."""
+    jobs = probe_jobs(hidden, "float32")
+    hardware = small_profile("cpu", 2e7)
+    plans = [job_plan(hardware, hidden, "float32", job) for job in jobs]
+    assert {plan.prediction.act_share > 0.1 for plan in plans[:-1]} == {True}
+    cold = plans[-1]
+    assert cold.prediction.act_share == 0
+    held = cold.workload.total_prompt_tokens * cold.model.kv_bytes_per_token_layer
+    assert held > 30e6 or len(cold.workload) == COLD_REQUESTS[1]
