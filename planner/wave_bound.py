@@ -125,7 +125,8 @@ class WaveBound:
         if best is None or best.waves % 1 == 0:
             return best
         sides = (self.of(fewest, floor(best.waves)), self.of(ceil(best.waves), most))
-        return min((side for side in sides if side), key=lambda side: side.total_s, default=best)
+        found = min((side for side in sides if side), key=lambda side: side.total_s, default=best)
+        return max(best, found, key=lambda one: one.total_s)  # where the solver gave one of them up
 
     @cached_property
     def _program(self) -> Program:

@@ -210,12 +210,8 @@ def job_plan(profile: HardwareProfile, hidden: int, dtype: str, job: ProbeJob) -
         hardware = profile.with_values(**{f"link.{key}_bytes_per_s": pace for key in PACED})
     arena = model.outer_bytes + 2 * model.layer_bytes + 5 * work.total_prompt_tokens * model.kv_bytes_per_token_layer
     reserve = profile.gpu.memory.context_reserve_bytes.value
-    usable = arena + reserve
-    if (
-        profile.gpu.device != "cpu"
-    ):  # where memory is only a figure of the profile, a small one need not hold the probes
-        usable = min(usable, profile.gpu.memory.usable_bytes.value)
-    hardware = hardware.with_values(**{"gpu.memory.usable_bytes": usable})
+    # Not what the profile shall have: that may be less than a job with more than caches hold.
+    hardware = hardware.with_values(**{"gpu.memory.usable_bytes": arena + reserve})
     options = Options(act_share=job.act_share, mini_batches=1, max_resident_layers=0, waves=1)
     return make_plan(hardware, model, work, POLICIES["hybrid"], options)
 
