@@ -42,6 +42,8 @@ RISING, SMOOTHLY_RISING = 0.1, 0.02
 few requests promises go up and down."""
 MAX_OTHERS, MAX_NARROWER = 3, 2
 """Cuts beside the most promising one that are planned where waves differ, and of fewer forms."""
+SMALL_JOB = 24
+"""Requests up to which fewer forms are planned as if there were no others: that takes little then."""
 MOST_ASKED = 6
 """Cuts of which is asked what they promise with fewer forms."""
 DEALT = ((0.05, 0.1), (0.05, 0.1, 0.2), (0.2, 0.3))
@@ -246,6 +248,9 @@ class WaveSearch:
     def _better(self, best: Planned, choice: _Choice, wider: WavePlanner) -> Planned:
         """`best`, or a plan in several waves that takes less. What fewer forms do for a job at once is known already:
         `best_of` tries them, too. Where waves differ, only numbers of them that promise less to the `wider` choice."""
+        if len(self.requests) <= SMALL_JOB and not choice.most:
+            own = self._choice()
+            return own.planned if own and own.planned.timeline.total_s < best.timeline.total_s else best
         if best.could_be_of(self.whole):
             return best
         enough_s = best.timeline.total_s * (1 - DOMINANCE_GAP)
