@@ -248,15 +248,14 @@ class WaveSearch:
     def _better(self, best: Planned, choice: _Choice, wider: WavePlanner) -> Planned:
         """`best`, or a plan in several waves that takes less. What fewer forms do for a job at once is known already:
         `best_of` tries them, too. Where waves differ, only numbers of them that promise less to the `wider` choice."""
-        if len(self.requests) <= SMALL_JOB and not choice.most:
-            own = self._choice()
-            return own.planned if own and own.planned.timeline.total_s < best.timeline.total_s else best
-        if best.could_be_of(self.whole):
+        small = len(self.requests) <= SMALL_JOB
+        if best.could_be_of(self.whole) and not small:
             return best
         enough_s = best.timeline.total_s * (1 - DOMINANCE_GAP)
         asked = wider.promising(best.estimated_s)
         alike = len(self.workload.classes()) <= FEW_KINDS
-        if choice.cuts_s >= enough_s or not (asked or alike or choice.most or self.options.min_resident_layers):
+        worth = small or asked or alike or choice.most or self.options.min_resident_layers
+        if choice.cuts_s >= enough_s or not worth:
             return best
         bound = self._coarse.of(choice.fewest, choice.most or len(self.requests))
         if bound is None or bound.total_s >= enough_s:
@@ -264,13 +263,16 @@ class WaveSearch:
         other: Planned | None = best
         if choice.most:
             other = self.planner.plan(Cut(choice.most))
+        elif small:
+            own = self._choice()
+            other = own.planned if own else None
         elif asked and not alike:
             other = self._promising_too(best, wider)
         elif choice.at_once_s < inf:
             other = self._fewer_than(best, DOMINANCE_GAP)[0]
         else:
-            found = self._more_waves()
-            other = found.planned if found else None
+            own = self._more_waves()
+            other = own.planned if own else None
         return other if other and other.timeline.total_s < best.timeline.total_s else best
 
     # ---- bounds ----------------------------------------------------------------------------------
