@@ -80,6 +80,8 @@ class Decider:
                 self.margins = problem.gpu_margin_bytes, problem.host_margin_bytes
                 if gpu < 0 and self.promotes:
                     decisions = promoted(self.costs.model, decisions, -gpu, self.costs.ragged)
+                if not set(decisions.forms) <= set(self.forms):  # what rounding left over went to the host
+                    return None
                 return self.prefill.widest(decisions, size.chunk, size.passed)
             problem = replace(
                 problem,
